@@ -1,0 +1,390 @@
+"""Flax Linen layers with an adapter: Dense, DenseGeneral, Conv and Embed.
+
+Each is Flax's own layer, with the same fields, parameters and numbers, and one field more:
+`adapter`. Where the module's spec tunes it by LoRA, DoRA or magnitude, `lora_a`, `lora_b` and
+`magnitude` stand beside `kernel` and `bias` in its `params`, and the product with the kernel,
+which Flax lets us exchange, becomes
+
+    y = c (x W + s (x A) B)          norm_axis="out"
+    y = (c x) W + s ((c x) A) B      norm_axis="in"
+
+with c = m / ||W + s A B||, never forming A B. The norm is read from the `norms` collection where
+there is one (`dora_jax.column_norms`, once an optimizer step), and computed here otherwise.
+
+Dropout on the low-rank path is on when, and only when, an rng named `dropout` is passed.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dora_jax.decomposition import (
+    adapted_norm,
+    column_norm,
+    column_sq_norm,
+    init_low_rank,
+    magnitude_scale,
+    scale_features,
+    sum_dtype,
+)
+from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
+
+Adapter = AdapterSpec | AdapterRules | None
+NORMS = "norms"
+
+
+def _spec_of(module: nn.Module, adapter: Adapter, weight: str) -> AdapterSpec:
+    if adapter is None:
+        return FROZEN
+    if isinstance(adapter, AdapterSpec):
+        return adapter
+    return adapter.spec_for("/".join(module.path), weight)
+
+
+def _low_rank_params(
+    module: nn.Module, spec: AdapterSpec, kernel: jax.Array, in_ndim: int, stack_ndim: int
+) -> tuple[jax.Array, jax.Array]:
+    stack, split = stack_ndim, stack_ndim + in_ndim
+    shapes = kernel.shape[stack:split], kernel.shape[split:]
+
+    def init(index: int) -> Callable[[jax.Array], jax.Array]:
+        def make(key: jax.Array) -> jax.Array:
+            return init_low_rank(
+                key, *shapes, spec.rank, spec.init, spec.param_dtype, kernel.shape[:stack]
+            )[index]
+
+        return make
+
+    return module.param("lora_a", init(0)), module.param("lora_b", init(1))
+
+
+def _column_scale(
+    module: nn.Module,
+    spec: AdapterSpec,
+    kernel: jax.Array,
+    factors: tuple[jax.Array, jax.Array] | None,
+    in_ndim: int,
+    stack_ndim: int,
+) -> jax.Array:
+    """Return c = m / n of this module, of the magnitude's shape."""
+    axes = {"in_ndim": in_ndim, "stack_ndim": stack_ndim}
+    magnitude = module.param(
+        "magnitude",
+        lambda _: column_norm(kernel, spec.norm_axis, **axes).astype(spec.param_dtype),
+    )
+    if module.has_variable(NORMS, "kernel_sq_norm"):
+        kernel_sq_norm = module.get_variable(NORMS, "kernel_sq_norm")
+    else:
+        kernel_sq_norm = lax.stop_gradient(column_sq_norm(kernel, spec.norm_axis, **axes))
+    if factors is None:
+        norm = jnp.sqrt(kernel_sq_norm)
+    elif spec.detach_norm and module.has_variable(NORMS, "norm"):
+        norm = module.get_variable(NORMS, "norm")
+    else:
+        detach = lax.stop_gradient if spec.detach_norm else lambda x: x
+        norm = adapted_norm(
+            lax.stop_gradient(kernel),
+            *detach(factors),
+            spec.scale,
+            spec.norm_axis,
+            kernel_sq_norm,
+            stack_ndim=stack_ndim,
+        )
+    return magnitude_scale(magnitude, norm, kernel_sq_norm)
+
+
+def _dropped(module: nn.Module, spec: AdapterSpec, x: jax.Array) -> jax.Array:
+    if not spec.dropout or not module.has_rng("dropout"):
+        return x
+    keep = 1.0 - spec.dropout
+    mask = jax.random.bernoulli(module.make_rng("dropout"), keep, x.shape)
+    return jnp.where(mask, x / keep, 0).astype(x.dtype)
+
+
+class _AdaptedProduct:
+    """The product of inputs and kernel, with a module's adapter in it.
+
+    `linear(x, w)` is the base product, `reduce(x, a)` the same with lora_a, `expand(low, b)` takes
+    the rank-r result to the outputs: all three in the sum dtype. `spread_in` and `spread_out`
+    reshape c to the rank of the inputs and of the outputs (`spread_in` is None where no scaling of
+    the inputs equals one of the kernel's inputs: convolutions).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: AdapterSpec,
+        *,
+        linear: Callable[[jax.Array, jax.Array], jax.Array],
+        reduce: Callable[[jax.Array, jax.Array], jax.Array],
+        expand: Callable[[jax.Array, jax.Array], jax.Array],
+        spread_in: Callable[[jax.Array], jax.Array] | None,
+        spread_out: Callable[[jax.Array], jax.Array],
+        in_ndim: int,
+        stack_ndim: int = 0,
+    ):
+        self.module, self.spec = module, spec
+        self.linear, self.reduce, self.expand = linear, reduce, expand
+        self.spread_in, self.spread_out = spread_in, spread_out
+        self.axes = {"in_ndim": in_ndim, "stack_ndim": stack_ndim}
+
+    def __call__(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return the adapted product; `kernel` is the promoted one that Flax would use."""
+        module, spec = self.module, self.spec
+        # Norms and shapes are the stored kernel's; the product takes the promoted one.
+        stored = nn.meta.unbox(module.get_variable("params", "kernel"))
+        factors = c = None
+        if spec.has_low_rank:
+            factors = _low_rank_params(module, spec, stored, **self.axes)
+        if spec.has_magnitude:
+            c = _column_scale(module, spec, stored, factors, **self.axes)
+        dropped = _dropped(module, spec, x) if spec.has_low_rank else x
+        y = self._product(
+            x if spec.dropout_style == "low_rank" else dropped, dropped, kernel, factors, c
+        )
+        if spec.dropout_style == "peft" and dropped is not x:
+            y = y + self.linear(x - dropped, kernel).astype(y.dtype)
+        return y
+
+    def _product(
+        self,
+        x: jax.Array,
+        x_low: jax.Array,
+        kernel: jax.Array,
+        factors: tuple[jax.Array, jax.Array] | None,
+        c: jax.Array | None,
+    ) -> jax.Array:
+        spec, dtype = self.spec, x.dtype
+        a, b = (f.astype(dtype) for f in factors) if factors else (None, None)
+        if c is not None and spec.norm_axis == "in":
+            if self.spread_in is None:
+                c_wide = c[..., None]
+                kernel = (kernel * c_wide).astype(dtype)
+                a = None if a is None else (a * c_wide).astype(dtype)
+            else:
+                c_in = self.spread_in(c)
+                same = x_low is x
+                x = scale_features(x, c_in, dtype)
+                x_low = x if same else scale_features(x_low, c_in, dtype)
+        z = self.linear(x, kernel)
+        if a is not None:
+            low = self.reduce(x_low, a).astype(dtype)
+            z = z + spec.scale * self.expand(low, b)
+        if c is not None and spec.norm_axis == "out":
+            return scale_features(z, self.spread_out(c), dtype)
+        return z.astype(dtype)
+
+
+def _call_with(
+    call: Callable[[jax.Array], jax.Array],
+    module: nn.Module,
+    field: str,
+    product: Callable[..., jax.Array],
+    inputs: jax.Array,
+) -> jax.Array:
+    """Run Flax's own layer with another product in its `field`.
+
+    The field is set on this bound instance for the call alone: as a permanent field, a closure
+    over the module would break its equality and hash.
+    """
+    if getattr(module, field) is not None or getattr(module, f"{field}_cls") is not None:
+        raise ValueError(
+            f"{'/'.join(module.path) or type(module).__name__}: an adapter needs the product for "
+            f"itself, so {field} and {field}_cls cannot be given"
+        )
+    object.__setattr__(module, field, product)
+    try:
+        return call(inputs)
+    finally:
+        object.__setattr__(module, field, None)
+
+
+def _dot(x: jax.Array, w: jax.Array, dims: tuple, precision: object) -> jax.Array:
+    return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=sum_dtype(x))
+
+
+class Dense(nn.Dense):
+    """`flax.linen.Dense` with an adapter; kernel (in, out), magnitude (out,) or (in,)."""
+
+    adapter: Adapter = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        spec = _spec_of(self, self.adapter, "kernel")
+        if not (spec.has_low_rank or spec.has_magnitude):
+            return super().__call__(inputs)
+
+        def dot_general(
+            x: jax.Array, kernel: jax.Array, dims: tuple, precision: object
+        ) -> jax.Array:
+            trailing = (1,) * (x.ndim - 1)
+            return _AdaptedProduct(
+                self,
+                spec,
+                linear=lambda x, w: _dot(x, w, dims, precision),
+                reduce=lambda x, a: _dot(x, a, dims, precision),
+                expand=lambda low, b: _dot(low, b, (((low.ndim - 1,), (0,)), ((), ())), precision),
+                spread_in=lambda c: c.reshape(trailing + c.shape),
+                spread_out=lambda c: c.reshape(trailing + c.shape),
+                in_ndim=1,
+            )(x, kernel)
+
+        return _call_with(super().__call__, self, "dot_general", dot_general, inputs)
+
+
+class DenseGeneral(nn.DenseGeneral):
+    """`flax.linen.DenseGeneral` with an adapter.
+
+    kernel (*batch, *in, *out); lora_a (*batch, *in, r), lora_b (*batch, r, *out); magnitude
+    (*batch, *out) or (*batch, *in): the norm runs over all input axes or all output axes.
+    """
+
+    adapter: Adapter = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        spec = _spec_of(self, self.adapter, "kernel")
+        if not (spec.has_low_rank or spec.has_magnitude):
+            return super().__call__(inputs)
+
+        def dot_general(
+            x: jax.Array, kernel: jax.Array, dims: tuple, precision: object
+        ) -> jax.Array:
+            (axis, _), (batch, _) = dims
+            stack, rest = len(batch), x.ndim - len(axis) - len(batch)
+            stacks = tuple(range(stack))
+
+            def expand(low: jax.Array, b: jax.Array) -> jax.Array:
+                return _dot(low, b, (((low.ndim - 1,), (stack,)), (stacks, stacks)), precision)
+
+            def spread_in(c: jax.Array) -> jax.Array:
+                # c's axes are (batch, in) in the order of `axis`, wherever those lie in x.
+                order = [*batch, *axis]
+                by_position = c.transpose(sorted(range(c.ndim), key=lambda i: order[i]))
+                return by_position.reshape(
+                    [size if i in order else 1 for i, size in enumerate(x.shape)]
+                )
+
+            return _AdaptedProduct(
+                self,
+                spec,
+                linear=lambda x, w: _dot(x, w, dims, precision),
+                reduce=lambda x, a: _dot(x, a, dims, precision),
+                expand=expand,
+                spread_in=spread_in,
+                spread_out=lambda c: c.reshape(c.shape[:stack] + (1,) * rest + c.shape[stack:]),
+                in_ndim=len(axis),
+                stack_ndim=stack,
+            )(x, kernel)
+
+        return _call_with(super().__call__, self, "dot_general", dot_general, inputs)
+
+
+class Conv(nn.Conv):
+    """`flax.linen.Conv` with an adapter; the window and the channels count as inputs.
+
+    kernel (*window, in / groups, out); lora_a (*window, in / groups, r), lora_b (r, out);
+    magnitude (out,), or (*window, in / groups) with norm_axis="in".
+    """
+
+    adapter: Adapter = None
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        spec = _spec_of(self, self.adapter, "kernel")
+        if not (spec.has_low_rank or spec.has_magnitude):
+            return super().__call__(inputs)
+        if self.mask is not None:
+            raise ValueError(f"{'/'.join(self.path)}: an adapter cannot hold a kernel mask")
+        groups = self.feature_group_count
+
+        def convolve(
+            x: jax.Array, kernel: jax.Array, *args: object, **options: object
+        ) -> jax.Array:
+            def linear(x: jax.Array, w: jax.Array) -> jax.Array:
+                return lax.conv_general_dilated(
+                    x, w, *args, preferred_element_type=sum_dtype(x), **options
+                )
+
+            def expand(low: jax.Array, b: jax.Array) -> jax.Array:
+                low = low.reshape(*low.shape[:-1], groups, -1)
+                b = b.reshape(b.shape[0], groups, -1)
+                y = jnp.einsum(
+                    "...gr,rgo->...go",
+                    low,
+                    b,
+                    precision=self.precision,
+                    preferred_element_type=sum_dtype(low),
+                )
+                return y.reshape(*y.shape[:-2], -1)
+
+            return _AdaptedProduct(
+                self,
+                spec,
+                linear=linear,
+                # The low-rank window serves every group: (.., r) becomes (.., groups * r).
+                reduce=lambda x, a: linear(x, jnp.concatenate([a] * groups, axis=-1)),
+                expand=expand,
+                spread_in=None,
+                spread_out=lambda c: c.reshape((1,) * (x.ndim - 1) + c.shape),
+                in_ndim=kernel.ndim - 1,
+            )(x, kernel)
+
+        return _call_with(super().__call__, self, "conv_general_dilated", convolve, inputs)
+
+
+class Embed(nn.Embed):
+    """`flax.linen.Embed` with an adapter: the embedding is a kernel (in = vocabulary, out).
+
+    lora_a (vocabulary, r), lora_b (r, features); magnitude (features,) as in PEFT, or
+    (vocabulary,) with norm_axis="in". A low-rank path's dropout does not apply: ids cannot be
+    dropped.
+    """
+
+    adapter: Adapter = None
+
+    def setup(self) -> None:
+        super().setup()
+        spec = self.spec = _spec_of(self, self.adapter, "embedding")
+        stored = nn.meta.unbox(self.embedding)
+        self.factors = _low_rank_params(self, spec, stored, 1, 0) if spec.has_low_rank else None
+        self.c = (
+            _column_scale(self, spec, stored, self.factors, 1, 0) if spec.has_magnitude else None
+        )
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        y = super().__call__(inputs)
+        if self.factors is None and self.c is None:
+            return y
+        z = y.astype(sum_dtype(y))
+        if self.factors is not None:
+            a, b = self.factors
+            low = jnp.take(a, inputs, axis=0).astype(y.dtype)
+            dims = (((low.ndim - 1,), (0,)), ((), ()))
+            z = z + self.spec.scale * _dot(low, b.astype(y.dtype), dims, None)
+        if self.c is None:
+            return z.astype(y.dtype)
+        if self.spec.norm_axis == "in":
+            # One scale a token: its gradient is a sum over features, plain autodiff does it.
+            return (z * jnp.take(self.c, inputs)[..., None]).astype(y.dtype)
+        return scale_features(z, self.c.reshape((1,) * (z.ndim - 1) + self.c.shape), y.dtype)
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        if self.factors is None and self.c is None:
+            return super().attend(query)
+        dtype = query.dtype
+        out_scaled = self.c is not None and self.spec.norm_axis == "out"
+        if out_scaled:
+            query = scale_features(
+                query, self.c.reshape((1,) * (query.ndim - 1) + self.c.shape), dtype
+            )
+        z = super().attend(query)
+        if self.factors is not None:
+            a, b = (f.astype(query.dtype) for f in self.factors)
+            z = z + self.spec.scale * ((query @ b.T) @ a.T)
+        if self.c is not None and not out_scaled:
+            z = scale_features(z, self.c.reshape((1,) * (z.ndim - 1) + self.c.shape), z.dtype)
+        return z
