@@ -39,7 +39,9 @@ class LlamaConfig:
             "max_position_embeddings",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"LlamaConfig.{name} must be at least 1, got {getattr(self, name)}")
+                raise ValueError(
+                    f"LlamaConfig.{name} must be at least 1, got {getattr(self, name)}"
+                )
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads ({self.num_attention_heads}) must be a multiple of "
