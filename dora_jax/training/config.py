@@ -1,0 +1,254 @@
+"""Typed configs: everything that a run depends on, validated when built.
+
+An experiment is a Python file that sets `config = ExperimentConfig(...)`; the command line can
+override any field (`--optim.learning-rate 1e-4`). The docstring under a field is its help text.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dora_jax.errors import DoraError
+from dora_jax.models.llama import Remat
+from dora_jax.spec import (
+    GRANULAR_PRESET,
+    PRESETS,
+    AdapterRules,
+    AdapterSpec,
+    DropoutStyle,
+    Init,
+    Method,
+    NormAxis,
+    Scaling,
+    nearest,
+)
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise DoraError(f"{name} must be {allowed}; got {value!r}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model is tuned."""
+
+    name: str = "smollm2-135m-instruct"
+    """A name that `dora-jax models` lists, a Hugging Face folder, or a GGUF file."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute dtype of the forward and backward passes; adapters and norms stay float32."""
+    remat: Remat = "none"
+    """What the backward pass recomputes: none, dots (all but products with weights), or full."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is learned: the embedded world-knowledge task, or your own JSONL."""
+
+    train: Path | None = None
+    """JSONL (or .jsonl.gz) of instruction/output rows; none takes the embedded task."""
+    eval: Path | None = None
+    """JSONL to evaluate on; required with --data.train."""
+    relations: tuple[str, ...] = ()
+    """Relations of the embedded task; none takes its default mix."""
+    train_rows: int = 3000
+    """Rows to train on, at most."""
+    validation_rows: int = 120
+    """Rows for choosing learning rates: from train with JSONL, of other entities if embedded."""
+    eval_rows: int = 600
+    """Rows to evaluate on, at most."""
+    seed: int = 0
+    """Of the choice of entities and rows (not of training)."""
+    prompt: str = "plain"
+    """Prompt template: plain, chat or alpaca."""
+    max_length: int = 256
+    """Longest row in tokens; longer ones are left out, counted and reported."""
+    eval_batch_size: int = 16
+    """Rows scored at once."""
+
+    def __post_init__(self) -> None:
+        for name in ("train_rows", "validation_rows", "eval_rows", "max_length", "eval_batch_size"):
+            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        if (self.train is None) != (self.eval is None):
+            given, other = ("train", "eval") if self.train else ("eval", "train")
+            raise DoraError(f"data.{given} is given without data.{other}: give both files")
+        if self.train is not None and self.relations:
+            raise DoraError("data.relations belongs to the embedded task; data.train replaces it")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """The adapter, the same for every method that has the part in question."""
+
+    rank: int = 16
+    """Width of the low-rank factors."""
+    alpha: float = 32.0
+    """Numerator of the low-rank scale."""
+    modules: str = "paper"
+    """Preset (paper: q k v up down; all-linear, attention, qv, qkv-dora) or a regex of paths."""
+    scaling: Scaling = "standard"
+    """standard: alpha / r; rslora: alpha / sqrt(r); alpha: alpha itself."""
+    dropout: float = 0.0
+    """On the low-rank path's input."""
+    dropout_style: DropoutStyle = "low_rank"
+    """low_rank, or peft (drops the input of the base path's correction as well)."""
+    norm_axis: NormAxis = "out"
+    """One magnitude per output feature (out, as the authors and PEFT) or per input feature (in)."""
+    detach_norm: bool = True
+    """Treat the norm as a constant in the backward pass (the paper, section 4.3)."""
+    init: Init = "kaiming"
+    """Of the low-rank factors: kaiming, gaussian, normal or normal_b."""
+
+    def __post_init__(self) -> None:
+        self.rules("dora")
+
+    def rules(self, method: Method) -> AdapterRules:
+        """Return the rules that tune the chosen modules by `method`."""
+        fields = dataclasses.asdict(self)
+        modules = fields.pop("modules")
+        try:
+            spec = AdapterSpec(method=method, **fields)
+            if modules in PRESETS or modules == GRANULAR_PRESET:
+                return AdapterRules.preset(modules, spec)
+            hint = nearest(modules, [*PRESETS, GRANULAR_PRESET])
+            if hint and re.fullmatch(r"[\w-]+", modules) and not modules.endswith("_proj"):
+                raise ValueError(f"adapter.modules: unknown preset {modules!r}{hint}")
+            return AdapterRules([(modules, spec)])
+        except ValueError as error:
+            raise DoraError(str(error).replace("AdapterSpec.", "adapter.")) from None
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up."""
+
+    learning_rate: float = 1e-3
+    """Peak rate of `train`; `compare` searches over compare.learning_rates instead."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Decay after the warm-up, to zero."""
+    warmup_ratio: float = 0.1
+    """Share of the steps over which the rate rises from zero."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of the trained parameters."""
+    clip_norm: float = 1.0
+    """Global norm to which gradients are clipped."""
+    beta1: float = 0.9
+    """Adam's first decay."""
+    beta2: float = 0.999
+    """Adam's second decay."""
+
+    def __post_init__(self) -> None:
+        rate = self.learning_rate
+        _require(math.isfinite(rate) and rate > 0, "optim.learning_rate", rate, "positive")
+        _require(0 <= self.warmup_ratio <= 1, "optim.warmup_ratio", self.warmup_ratio, "in [0, 1]")
+        _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "positive")
+        for name in ("beta1", "beta2"):
+            _require(
+                0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)"
+            )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, and in what batches."""
+
+    method: Method = "dora"
+    """What `train` tunes; `compare` runs compare.methods instead."""
+    steps: int = 100
+    """Optimizer steps."""
+    batch_size: int = 16
+    """Rows an optimizer step."""
+    micro_batches: int = 1
+    """Parts that a batch is split into, one after another, to save memory; same gradients."""
+    checkpoint_every: int = 25
+    """Steps between checkpoints from which an interrupted run continues."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "micro_batches", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        if self.batch_size % self.micro_batches:
+            raise DoraError(
+                f"train.batch_size ({self.batch_size}) must be a multiple of train.micro_batches "
+                f"({self.micro_batches})"
+            )
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """The comparison: every method gets the same search over the same rates, on validation rows."""
+
+    methods: tuple[Method, ...] = ("lora", "dora")
+    """Methods to compare."""
+    learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Rates tried for every method; the one of least validation loss is used."""
+    search_steps: int = 30
+    """Steps of each trial; 0 skips the search and uses optim.learning_rate for all."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.methods) > 0, "compare.methods", self.methods, "at least one method")
+        _require(
+            len(set(self.methods)) == len(self.methods),
+            "compare.methods",
+            self.methods,
+            "without repeats",
+        )
+        _require(
+            "frozen" not in self.methods, "compare.methods", self.methods, "methods that train"
+        )
+        _require(
+            len(self.learning_rates) > 0
+            and all(math.isfinite(r) and r > 0 for r in self.learning_rates),
+            "compare.learning_rates",
+            self.learning_rates,
+            "positive rates",
+        )
+        _require(self.search_steps >= 0, "compare.search_steps", self.search_steps, "at least 0")
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment, for `dora-jax train`, `compare` and `evaluate` alike."""
+
+    name: str = "experiment"
+    """Names the run folder."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of initialisation, data order and dropout; methods share them."""
+    out: Path | None = None
+    """Run folder; by default runs/NAME-HASH, where the hash is of the config."""
+
+    def __post_init__(self) -> None:
+        _require(
+            re.fullmatch(r"[\w.-]+", self.name) is not None, "name", self.name, "a plain file name"
+        )
+        _require(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+        _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "without repeats")
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the results depend on, as plain JSON: everything but `out`."""
+        settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        settings.pop("out")
+        return settings
+
+    def run_folder(self) -> Path:
+        """Return the folder of this run."""
+        if self.out is not None:
+            return self.out
+        return Path("runs") / f"{self.name}-{digest(self.settings())}"
+
+
+def digest(settings: Any) -> str:
+    """Return 8 hexadecimal digits that name a JSON value."""
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

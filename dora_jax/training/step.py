@@ -1,0 +1,166 @@
+"""One optimizer step, compiled: norms once, loss at the labelled positions, micro-batches, update.
+
+params --partition(mask)--> trainable, frozen
+norms = column_norms(trainable, frozen)        once a step, not differentiated
+loss, grads = value_and_grad(loss)(trainable)  micro-batches by lax.scan
+updates = tx.update(grads)                     tx sees trainable leaves alone
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from dora_jax.adapters import column_norms
+from dora_jax.layers import NORMS
+from dora_jax.partition import Params, combine
+from dora_jax.spec import AdapterRules
+from dora_jax.training.config import OptimConfig
+
+
+class TrainState(NamedTuple):
+    """What a training step changes; a checkpoint holds exactly this.
+
+    Attributes:
+        step: number of steps done.
+        trainable: the trainable part of the parameters, see `partition`.
+        opt_state: the optimizer's.
+    """
+
+    step: jax.Array
+    trainable: Params
+    opt_state: Any
+
+
+class Batch(NamedTuple):
+    """One batch of training rows; the head runs at the labelled positions alone.
+
+    Attributes:
+        tokens: (B, L) token ids, padded right.
+        label_positions: (B, P) the positions whose next token is a label.
+        label_targets: (B, P) those next tokens.
+        label_weights: (B, P) 1 for labels, 0 for padding, float32.
+    """
+
+    tokens: jax.Array
+    label_positions: jax.Array
+    label_targets: jax.Array
+    label_weights: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """Scalars of one step: mean loss over labels (nats), global gradient norm before clipping."""
+
+    loss: jax.Array
+    grad_norm: jax.Array
+
+
+TrainStep = Callable[[TrainState, Params, Params, Batch, jax.Array], tuple[TrainState, StepMetrics]]
+
+
+def learning_rate_schedule(config: OptimConfig, peak: float, steps: int) -> optax.Schedule:
+    """Return the rate by step: linear warm-up from zero, then the config's decay to zero."""
+    warmup = round(config.warmup_ratio * steps)
+    rest = max(1, steps - warmup)
+    decay = {
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "constant": optax.constant_schedule(peak),
+    }[config.schedule]
+    if warmup == 0:
+        return decay
+    # The first step trains as well: the ramp starts one step above zero.
+    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
+    return optax.join_schedules([ramp, decay], [warmup])
+
+
+def make_optimizer(config: OptimConfig, peak: float, steps: int) -> optax.GradientTransformation:
+    """Return clipped AdamW with the config's schedule."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate_schedule(config, peak, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            weight_decay=config.weight_decay,
+        ),
+    )
+
+
+def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainState:
+    """Return the state before the first step."""
+    return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+
+
+def labelled_loss(
+    model: nn.Module, variables: dict[str, Any], batch: Batch, rngs: dict[str, jax.Array] | None
+) -> jax.Array:
+    """Return the sum of the labels' negative log-likelihoods (nats), float32.
+
+    Args:
+        model: with methods `hidden_states(tokens)` and `head(hidden)`, such as `Llama`.
+        variables: `params`, and `norms` if they are at hand.
+        batch: the rows.
+        rngs: {"dropout": key} in training with dropout.
+    """
+    hidden, _ = model.apply(variables, batch.tokens, method="hidden_states", rngs=rngs)
+    at_labels = jnp.take_along_axis(hidden, batch.label_positions[..., None], axis=1)
+    logits = model.apply(variables, at_labels, method="head", rngs=rngs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label_targets)
+    return jnp.sum(losses * batch.label_weights)
+
+
+def make_train_step(
+    model: nn.Module,
+    rules: AdapterRules,
+    tx: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    dropout: bool = False,
+) -> TrainStep:
+    """Return `step(state, frozen, kernel_sq_norms, batch, key) -> (state, metrics)`, to be jitted.
+
+    Args:
+        model: see `labelled_loss`.
+        rules: what the model was built with.
+        tx: the optimizer; it sees the trainable leaves alone.
+        micro_batches: number of equal parts the batch is split into; the gradient is that of the
+            whole batch's mean over labels, whatever the split.
+        dropout: whether to pass a dropout rng, made of `key` and the step's number.
+    """
+
+    def step(
+        state: TrainState, frozen: Params, sq_norms: Params, batch: Batch, key: jax.Array
+    ) -> tuple[TrainState, StepMetrics]:
+        norms = column_norms(combine(state.trainable, frozen), rules, sq_norms)
+        labels = jnp.maximum(jnp.sum(batch.label_weights), 1)
+        step_key = jax.random.fold_in(key, state.step)
+
+        def loss_of(trainable: Params, part: Batch, index: jax.Array) -> jax.Array:
+            variables = {"params": combine(trainable, frozen), NORMS: norms}
+            rngs = {"dropout": jax.random.fold_in(step_key, index)} if dropout else None
+            return labelled_loss(model, variables, part, rngs) / labels
+
+        loss_and_grad = jax.value_and_grad(loss_of)
+        if micro_batches == 1:
+            loss, grads = loss_and_grad(state.trainable, batch, jnp.zeros((), jnp.int32))
+        else:
+            parts = jax.tree.map(
+                lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]),
+                batch,
+            )
+
+            def add_part(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, total, loss_and_grad(state.trainable, *part)), None
+
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
+            (loss, grads), _ = jax.lax.scan(add_part, zero, (parts, jnp.arange(micro_batches)))
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = StepMetrics(loss, optax.global_norm(grads))
+        return TrainState(state.step + 1, trainable, opt_state), metrics
+
+    return step
