@@ -1,0 +1,157 @@
+"""A trained adapter on disk: `adapter.json` (what it belongs to) and `weights/` (orbax).
+
+`adapter.json` is written last: a folder without it is not an adapter.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flax.traverse_util
+import jax
+
+from dora_jax.analysis.atomic import write_text
+from dora_jax.analysis.records import FieldError, decode, encode
+from dora_jax.checkpoint.pretrained import Pretrained, load_pretrained
+from dora_jax.checkpoint.state import load_tree, save_tree
+from dora_jax.errors import DoraError
+from dora_jax.models.llama import Llama
+from dora_jax.partition import Params
+from dora_jax.spec import AdapterRules, Method
+from dora_jax.training.config import AdapterConfig
+
+ADAPTER_FILE = "adapter.json"
+WEIGHTS = "weights"
+FOLDER = "adapter"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What an adapter belongs to.
+
+    Attributes:
+        model: the base model's name, as `load_pretrained` takes it.
+        source: where the base weights came from; others would not fit the magnitudes.
+        method: how the modules were tuned.
+        adapter: rank, modules and so on (`AdapterConfig`, as plain JSON).
+        prompt: the prompt template that it was trained with.
+    """
+
+    model: str
+    source: str
+    method: str
+    adapter: dict[str, Any]
+    prompt: str
+
+    def rules(self) -> AdapterRules:
+        """Return the rules that the model must be built with."""
+        method: Method = self.method  # type: ignore[assignment]
+        return AdapterConfig(**self.adapter).rules(method)
+
+
+def save_adapter(folder: Path, info: AdapterInfo, trainable: Params) -> None:
+    """Write an adapter, replacing an unfinished or older one in the folder."""
+    marker = folder / ADAPTER_FILE
+    marker.unlink(missing_ok=True)
+    shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
+    save_tree(folder / WEIGHTS, trainable)
+    write_text(marker, json.dumps(encode(info), indent=1) + "\n")
+
+
+def find_adapter(path: Path) -> Path:
+    """Return the adapter folder that a user means: itself, or the one inside a run's part.
+
+    Raises:
+        DoraError: when there is none; lists those further inside.
+    """
+    for folder in (path, path / FOLDER):
+        if (folder / ADAPTER_FILE).is_file():
+            return folder
+    if not path.exists():
+        raise DoraError(f"{path}: no such folder")
+    inside = sorted(p.parent.parent for p in path.glob(f"**/{FOLDER}/{ADAPTER_FILE}"))
+    hint = f"; there are {', '.join(map(str, inside[:8]))}" if inside else ""
+    raise DoraError(f"{path}: holds no finished adapter ({ADAPTER_FILE}){hint}")
+
+
+def load_info(folder: Path) -> AdapterInfo:
+    """Read what an adapter belongs to.
+
+    Raises:
+        DoraError: when its file is broken.
+    """
+    path = folder / ADAPTER_FILE
+    try:
+        return decode(AdapterInfo, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, FieldError) as error:
+        raise DoraError(f"{path}: cannot be read ({error}); train the adapter again") from error
+
+
+def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params:
+    """Put an adapter's leaves into the base model's parameters.
+
+    Args:
+        base: the plain model's parameters.
+        trainable: what was trained: adapter leaves, and kernels or biases tuned in full.
+        model: the model built with the adapter's rules.
+        where: named in errors.
+
+    Raises:
+        DoraError: when leaves are missing, unexpected or of another shape; all are listed.
+    """
+    flat = flax.traverse_util.flatten_dict(base, sep="/")
+    flat.update(flax.traverse_util.flatten_dict(trainable, sep="/"))
+    example = jax.ShapeDtypeStruct((1, 2), "int32")
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    expected = flax.traverse_util.flatten_dict(shapes, sep="/")
+    problems = [f"missing {name}" for name in expected if name not in flat]
+    problems += [f"unexpected {name}" for name in flat if name not in expected]
+    problems += [
+        f"{name} has shape {flat[name].shape}, expected {leaf.shape}"
+        for name, leaf in expected.items()
+        if name in flat and flat[name].shape != leaf.shape
+    ]
+    if problems:
+        raise DoraError(f"{where}: does not fit its base model: {'; '.join(problems[:8])}")
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A base model with, perhaps, an adapter in it."""
+
+    pretrained: Pretrained
+    params: Params
+    rules: AdapterRules | None
+    info: AdapterInfo | None
+
+
+def load_model(model: str, adapter: Path | None, dtype: Any = "float32") -> Loaded:
+    """Load a base model, with an adapter in its parameters if one is named.
+
+    Args:
+        model: the base model's name; with an adapter, the adapter's own model is loaded instead.
+        adapter: an adapter's folder, or the run folder around it.
+        dtype: of the base parameters.
+
+    Raises:
+        DoraError: when something is missing or broken, or the adapter was trained on weights from
+            another source.
+    """
+    if adapter is None:
+        pretrained = load_pretrained(model, dtype=dtype)
+        return Loaded(pretrained, pretrained.params, None, None)
+    folder = find_adapter(adapter)
+    info = load_info(folder)
+    pretrained = load_pretrained(info.model, dtype=dtype)
+    if pretrained.source != info.source:
+        raise DoraError(
+            f"{folder}: was trained on {info.model} from {info.source}, but the weights found now "
+            f"come from {pretrained.source}: an adapter fits only the weights it was trained on"
+        )
+    rules = info.rules()
+    plain = Llama(pretrained.config, rules)
+    params = attach(pretrained.params, load_tree(folder / WEIGHTS), plain, folder)
+    return Loaded(pretrained, params, rules, info)

@@ -1,0 +1,144 @@
+"""Run folders: whose they are, what is finished in them, and in what environment.
+
+A folder belongs to one command and one set of settings, written to `config.json` before anything
+else; a run with other settings is refused. A part of a run is finished when its `results.json` is
+there, and that file is written last and in one step.
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from dora_jax.analysis.atomic import write_text
+from dora_jax.analysis.records import FieldError, decode, encode
+from dora_jax.errors import DoraError
+
+CONFIG_FILE = "config.json"
+ENVIRONMENT_FILE = "environment.json"
+RESULTS_FILE = "results.json"
+_PACKAGES = ("dora-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+T = TypeVar("T")
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, devices and the git commit of the code (None outside a checkout)."""
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
+        "versions": versions,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--", "."],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} with uncommitted changes" if changed else commit
+
+
+def _differences(stored: Any, given: Any, path: str = "") -> list[str]:
+    if isinstance(stored, dict) and isinstance(given, dict):
+        found = []
+        for name in [*stored, *(n for n in given if n not in stored)]:
+            inner = f"{path}.{name}" if path else name
+            found += _differences(stored.get(name), given.get(name), inner)
+        return found
+    return [] if stored == given else [f"{path} is {stored!r} there and {given!r} here"]
+
+
+def read_json(path: Path, way_out: str) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        DoraError: when it is not there or broken, with the way out.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DoraError(f"{path}: cannot be read ({error}); {way_out}") from error
+
+
+@contextlib.contextmanager
+def claim(folder: Path, command: str, settings: dict[str, Any]) -> Iterator[None]:
+    """Make a run folder ours, or continue the run of the same settings that it holds.
+
+    Writes `config.json` and `environment.json`, and holds a lock until the context ends.
+
+    Raises:
+        DoraError: when the folder belongs to another config or command, is in use by another
+            process, holds other files, or cannot be written.
+    """
+    config_path = folder / CONFIG_FILE
+    config = {"command": command, "settings": settings}
+    way_out = f"choose another folder with --out, or delete {folder}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise DoraError(f"{folder}: cannot be used as a run folder ({error}); {way_out}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DoraError(f"{folder}: another process is running in it; {way_out}") from None
+        if config_path.exists():
+            stored = read_json(config_path, way_out)
+            found = _differences(stored, config)
+            if found:
+                shown = "; ".join(d.removeprefix("settings.") for d in found[:4])
+                raise DoraError(f"{folder}: holds the run of another config ({shown}); {way_out}")
+        elif any(p.name != ".lock" for p in folder.iterdir()):
+            raise DoraError(f"{folder}: holds files that are not a run's; {way_out}")
+        else:
+            write_text(config_path, json.dumps(config, indent=1) + "\n")
+        write_text(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=1) + "\n")
+        yield
+
+
+def finished_part(folder: Path, kind: type[T]) -> T | None:
+    """Return the result of a finished part of a run, or None if it is still to be done.
+
+    Raises:
+        DoraError: when its file is broken.
+    """
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return None
+    way_out = f"delete {folder} to do this part again"
+    try:
+        return decode(kind, read_json(path, way_out))
+    except FieldError as error:
+        raise DoraError(f"{path}: {error}; {way_out}") from error
+
+
+def finish_part(folder: Path, result: Any) -> None:
+    """Write a part's result: from now on it is finished."""
+    write_text(folder / RESULTS_FILE, json.dumps(encode(result), allow_nan=False) + "\n")
