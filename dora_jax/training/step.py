@@ -160,7 +160,7 @@ def make_train_step(
             (loss, grads), _ = jax.lax.scan(add_part, zero, (parts, jnp.arange(micro_batches)))
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = StepMetrics(loss, optax.global_norm(grads))
+        metrics = StepMetrics(loss, optax.tree.norm(grads))
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
     return step
