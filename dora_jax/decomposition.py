@@ -97,6 +97,12 @@ def _spread(vector: Array, kernel: Array, layout: KernelLayout, norm_axis: NormA
     return vector.reshape(shape[: stack + in_ndim] + ones_out)
 
 
+def _sqrt(squares: Array) -> Array:
+    """Return the square root, with gradient 0 instead of infinity at 0."""
+    live = squares > 0
+    return jnp.where(live, jnp.sqrt(jnp.where(live, squares, 1)), 0)
+
+
 def column_sq_norm(
     kernel: Float[Array, "..."],
     norm_axis: NormAxis = "out",
@@ -119,6 +125,9 @@ def column_norm(
 ) -> Float[Array, "..."]:
     """Return the Euclidean norm of every column of a kernel (paper, equation 2).
 
+    The gradient of a zero column is 0. Squares are summed as they are, so in float32 a norm below
+    about 1e-19 counts as 0 and one above 1e19 overflows.
+
     Args:
         kernel: (*stack, *in, *out), any float dtype.
         norm_axis: "out" sums over the input axes, "in" over the output axes.
@@ -135,7 +144,7 @@ def column_norm(
         >>> column_norm(jnp.array([[3.0, 0.0], [4.0, 2.0]])).tolist()
         [5.0, 2.0]
     """
-    return jnp.sqrt(column_sq_norm(kernel, norm_axis, in_ndim=in_ndim, stack_ndim=stack_ndim))
+    return _sqrt(column_sq_norm(kernel, norm_axis, in_ndim=in_ndim, stack_ndim=stack_ndim))
 
 
 def decompose(
@@ -193,20 +202,24 @@ def compose(
 
 
 def _tiled_sq_norm(columns: Array, left: Array, right: Array) -> Array:
-    """Return ||columns + left @ right||^2 over axis 1 without ever holding the whole sum."""
+    """Return ||columns + left @ right||^2 over axis 1 without ever holding the whole sum.
+
+    A tile is every `steps`-th row, not a run of rows: where rows are sharded, each device then
+    has its share of every tile, and no device gathers the others' rows.
+    """
     stack, rows, kept = columns.shape
-    tile = max(1, min(rows, _TILE_ELEMENTS // max(1, stack * kept)))
+    wanted = min(rows, -(-stack * rows * kept // _TILE_ELEMENTS))
+    steps = next(steps for steps in range(max(1, wanted), rows + 1) if rows % steps == 0)
+    columns = columns.reshape(stack, rows // steps, steps, kept)
+    left = left.reshape(stack, rows // steps, steps, left.shape[-1])
 
     def add_tile(index: Array, total: Array) -> Array:
-        # The last tile starts early to stay inside; rows that it shares are counted once.
-        start = jnp.minimum(index * tile, rows - tile)
-        part = jax.lax.dynamic_slice_in_dim(columns, start, tile, axis=1).astype(total.dtype)
-        low = jax.lax.dynamic_slice_in_dim(left, start, tile, axis=1)
-        summed = part + jnp.einsum("str,srk->stk", low, right, precision="highest")
-        fresh = (start + jnp.arange(tile) >= index * tile)[None, :, None]
-        return total + jnp.sum(jnp.where(fresh, jnp.square(summed), 0), axis=1)
+        part = jax.lax.dynamic_index_in_dim(columns, index, axis=2, keepdims=False)
+        low = jax.lax.dynamic_index_in_dim(left, index, axis=2, keepdims=False)
+        product = jnp.einsum("str,srk->stk", low, right, precision="highest")
+        return total + jnp.sum(jnp.square(part.astype(total.dtype) + product), axis=1)
 
-    return jax.lax.fori_loop(0, -(-rows // tile), add_tile, jnp.zeros((stack, kept), left.dtype))
+    return jax.lax.fori_loop(0, steps, add_tile, jnp.zeros((stack, kept), left.dtype))
 
 
 def adapted_norm(
@@ -237,8 +250,8 @@ def adapted_norm(
         stack_ndim: see `column_norm`.
 
     Returns:
-        Norms as `column_norm`'s. At least eps ||W||, below which V is W's rounding error; and 0,
-        with gradient 0, where V is zero.
+        Norms as `column_norm`'s. At least eps ||W||, below which V is W's rounding error; the
+        gradient is 0 there, and where V is zero.
     """
     layout = KernelLayout(stack_ndim, lora_a.ndim - 1 - stack_ndim)
     dtype = sum_dtype(kernel)
@@ -270,9 +283,8 @@ def adapted_norm(
     )
     sq_norm = sq_norm + jax.lax.stop_gradient(value - sq_norm)
 
-    floor = jnp.finfo(dtype).eps ** 2 * base
-    safe = sq_norm > floor
-    norm = jnp.where(safe, jnp.sqrt(jnp.where(safe, sq_norm, 1)), jnp.sqrt(floor))
+    floor = jax.lax.stop_gradient(jnp.finfo(dtype).eps ** 2 * base)
+    norm = _sqrt(jnp.where(sq_norm > floor, sq_norm, floor))
     return norm.reshape(_kept_shape(kernel, layout, norm_axis))
 
 
@@ -302,7 +314,7 @@ def scale_features(z: Array, c: Array, dtype: jnp.dtype) -> Array:
     LoRA's next operation keeps y as well, so DoRA's backward needs no second array of z's size:
     dL/dz = g c and dL/dc = sum over tokens of g y / c (paper, section 4.3). A scale of exactly 0
     is replaced by 2^-100, which no output can show, so that this division is always defined and a
-    column of magnitude 0 still learns.
+    column of magnitude 0 still learns (except in float16, too narrow to hold y then).
 
     Args:
         z: activations of any shape and float dtype; float32 where y is to be rounded once.
@@ -399,7 +411,7 @@ def merge_kernel(
     """Return the kernel that replaces W and its adapter: m V / ||V||, or W + s A B for LoRA.
 
     All arithmetic is float32 (float64 for a float64 kernel), rounded once to the kernel's dtype.
-    A fresh adapter gives back the kernel bit for bit.
+    A fresh adapter gives back the kernel bit for bit, wherever its magnitude was computed.
 
     Args:
         kernel: W (*stack, *in, *out).
@@ -432,9 +444,14 @@ def merge_kernel(
     if spec.has_magnitude:
         axes = {"in_ndim": in_ndim, "stack_ndim": stack}
         kernel_sq_norm = column_sq_norm(kernel, spec.norm_axis, **axes)
-        floor = jnp.finfo(dtype).eps * jnp.sqrt(kernel_sq_norm)
+        floor = jnp.finfo(dtype).eps * _sqrt(kernel_sq_norm)
         norm = jnp.maximum(column_norm(merged, spec.norm_axis, **axes), floor)
         c = magnitude_scale(adapter["magnitude"], norm, kernel_sq_norm)
+        # Sums of n squares agree to about eps sqrt(n) between jit, eager and other devices: a
+        # magnitude that close to the norm is the norm. (Its gradient stays.)
+        accuracy = jnp.finfo(dtype).eps * (1 + math.sqrt(kernel.size // max(1, c.size)))
+        unmoved = jnp.abs(c - 1) <= accuracy
+        c = c + jax.lax.stop_gradient(jnp.where(unmoved, 1 - c, 0))
         merged = merged * _spread(c, kernel, layout, spec.norm_axis)
     return merged.astype(kernel.dtype)
 

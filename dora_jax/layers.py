@@ -73,14 +73,14 @@ def _column_scale(
     axes = {"in_ndim": in_ndim, "stack_ndim": stack_ndim}
     magnitude = module.param(
         "magnitude",
-        lambda _: column_norm(kernel, spec.norm_axis, **axes).astype(spec.param_dtype),
+        lambda _: column_norm(kernel, spec.norm_axis, **axes),
     )
     if module.has_variable(NORMS, "kernel_sq_norm"):
         kernel_sq_norm = module.get_variable(NORMS, "kernel_sq_norm")
     else:
         kernel_sq_norm = lax.stop_gradient(column_sq_norm(kernel, spec.norm_axis, **axes))
     if factors is None:
-        norm = jnp.sqrt(kernel_sq_norm)
+        norm = jnp.sqrt(kernel_sq_norm)  # a constant: never differentiated
     elif spec.detach_norm and module.has_variable(NORMS, "norm"):
         norm = module.get_variable(NORMS, "norm")
     else:
@@ -142,12 +142,10 @@ class _AdaptedProduct:
         if spec.has_magnitude:
             c = _column_scale(module, spec, stored, factors, **self.axes)
         dropped = _dropped(module, spec, x) if spec.has_low_rank else x
-        y = self._product(
-            x if spec.dropout_style == "low_rank" else dropped, dropped, kernel, factors, c
-        )
-        if spec.dropout_style == "peft" and dropped is not x:
-            y = y + self.linear(x - dropped, kernel).astype(y.dtype)
-        return y
+        if dropped is x or c is None or spec.dropout_style == "low_rank":
+            return self._product(x, dropped, kernel, factors, c)
+        y = self._product(dropped, dropped, kernel, factors, c)
+        return y + self.linear(x - dropped, kernel).astype(y.dtype)
 
     def _product(
         self,
@@ -375,16 +373,16 @@ class Embed(nn.Embed):
     def attend(self, query: jax.Array) -> jax.Array:
         if self.factors is None and self.c is None:
             return super().attend(query)
-        dtype = query.dtype
-        out_scaled = self.c is not None and self.spec.norm_axis == "out"
-        if out_scaled:
-            query = scale_features(
-                query, self.c.reshape((1,) * (query.ndim - 1) + self.c.shape), dtype
-            )
-        z = super().attend(query)
+        query, embedding = self.promote_dtype(query, self.embedding, dtype=self.dtype)
+        dtype, last = query.dtype, query.ndim - 1
+        c = None if self.c is None else self.c.reshape((1,) * last + self.c.shape)
+        if c is not None and self.spec.norm_axis == "out":
+            query = scale_features(query, c, dtype)
+        z = _dot(query, embedding, (((last,), (1,)), ((), ())), None)
         if self.factors is not None:
-            a, b = (f.astype(query.dtype) for f in self.factors)
-            z = z + self.spec.scale * ((query @ b.T) @ a.T)
-        if self.c is not None and not out_scaled:
-            z = scale_features(z, self.c.reshape((1,) * (z.ndim - 1) + self.c.shape), z.dtype)
-        return z
+            a, b = (f.astype(dtype) for f in self.factors)
+            low = _dot(query, b, (((last,), (1,)), ((), ())), None).astype(dtype)
+            z = z + self.spec.scale * _dot(low, a, (((last,), (1,)), ((), ())), None)
+        if c is not None and self.spec.norm_axis == "in":
+            return scale_features(z, c, dtype)
+        return z.astype(dtype)

@@ -55,7 +55,8 @@ class AdapterSpec:
             +-1/sqrt(in) (PEFT's default); `gaussian` A normal of deviation 1/r (PEFT's);
             `normal` A normal of variance 1/r; `normal_b` B normal of variance 1/r and A zero.
         train_bias: train the module's bias as well.
-        param_dtype: of lora_a, lora_b and magnitude.
+        param_dtype: of lora_a and lora_b. The magnitude is float32 whatever this is (float64 for
+            a float64 kernel): one rounded to bfloat16 would not start as ||W||.
 
     Raises:
         ValueError: naming the field, the value given and what is allowed.
@@ -89,9 +90,9 @@ class AdapterSpec:
                 f"AdapterSpec.rank must be a whole number of at least 1; got {self.rank!r} "
                 "(to tune no low-rank factors, use method='magnitude' or 'frozen')"
             )
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        if not (isinstance(self.alpha, int | float) and 0 < self.alpha < math.inf):
             raise ValueError(f"AdapterSpec.alpha must be positive and finite; got {self.alpha!r}")
-        if not 0.0 <= self.dropout < 1.0:
+        if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
             raise ValueError(f"AdapterSpec.dropout must be in [0, 1); got {self.dropout!r}")
 
     @property
@@ -142,7 +143,7 @@ def snippet_lora(rank: int, alpha: float) -> AdapterSpec:
 
 PRESETS: dict[str, tuple[str, ...]] = {
     # Every kernel but the head, as PEFT's "all-linear"; embeddings have no `kernel`.
-    "all-linear": (r"(?!(?:.*/)?(?:lm_head|head)/kernel$).*kernel",),
+    "all-linear": (r"(?:.*/)?(?<!\blm_head/)(?<!\bhead/)kernel",),
     # The modules of the paper's commonsense study.
     "paper": (r"(?:q|k|v|up|down)_proj",),
     "attention": (r"(?:q|k|v|o)_proj",),
