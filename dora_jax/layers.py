@@ -15,6 +15,7 @@ Dropout on the low-rank path is on when, and only when, an rng named `dropout` i
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -76,7 +77,7 @@ def _column_scale(
         lambda _: column_norm(kernel, spec.norm_axis, **axes),
     )
     if module.has_variable(NORMS, "kernel_sq_norm"):
-        kernel_sq_norm = module.get_variable(NORMS, "kernel_sq_norm")
+        kernel_sq_norm: jax.Array = module.get_variable(NORMS, "kernel_sq_norm")
     else:
         kernel_sq_norm = lax.stop_gradient(column_sq_norm(kernel, spec.norm_axis, **axes))
     if factors is None:
@@ -85,9 +86,11 @@ def _column_scale(
         norm = module.get_variable(NORMS, "norm")
     else:
         detach = lax.stop_gradient if spec.detach_norm else lambda x: x
+        a, b = factors
         norm = adapted_norm(
             lax.stop_gradient(kernel),
-            *detach(factors),
+            detach(a),
+            detach(b),
             spec.scale,
             spec.norm_axis,
             kernel_sq_norm,
@@ -156,7 +159,7 @@ class _AdaptedProduct:
         c: jax.Array | None,
     ) -> jax.Array:
         spec, dtype = self.spec, x.dtype
-        a, b = (f.astype(dtype) for f in factors) if factors else (None, None)
+        a, b = (factors[0].astype(dtype), factors[1].astype(dtype)) if factors else (None, None)
         if c is not None and spec.norm_axis == "in":
             if self.spread_in is None:
                 c_wide = c[..., None]
@@ -168,7 +171,7 @@ class _AdaptedProduct:
                 x = scale_features(x, c_in, dtype)
                 x_low = x if same else scale_features(x_low, c_in, dtype)
         z = self.linear(x, kernel)
-        if a is not None:
+        if a is not None and b is not None:
             low = self.reduce(x_low, a).astype(dtype)
             z = z + spec.scale * self.expand(low, b)
         if c is not None and spec.norm_axis == "out":
@@ -200,7 +203,7 @@ def _call_with(
         object.__setattr__(module, field, None)
 
 
-def _dot(x: jax.Array, w: jax.Array, dims: tuple, precision: object) -> jax.Array:
+def _dot(x: jax.Array, w: jax.Array, dims: tuple, precision: Any) -> jax.Array:
     return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=sum_dtype(x))
 
 
@@ -215,9 +218,7 @@ class Dense(nn.Dense):
         if not (spec.has_low_rank or spec.has_magnitude):
             return super().__call__(inputs)
 
-        def dot_general(
-            x: jax.Array, kernel: jax.Array, dims: tuple, precision: object
-        ) -> jax.Array:
+        def dot_general(x: jax.Array, kernel: jax.Array, dims: tuple, precision: Any) -> jax.Array:
             trailing = (1,) * (x.ndim - 1)
             return _AdaptedProduct(
                 self,
@@ -248,9 +249,7 @@ class DenseGeneral(nn.DenseGeneral):
         if not (spec.has_low_rank or spec.has_magnitude):
             return super().__call__(inputs)
 
-        def dot_general(
-            x: jax.Array, kernel: jax.Array, dims: tuple, precision: object
-        ) -> jax.Array:
+        def dot_general(x: jax.Array, kernel: jax.Array, dims: tuple, precision: Any) -> jax.Array:
             (axis, _), (batch, _) = dims
             stack, rest = len(batch), x.ndim - len(axis) - len(batch)
             stacks = tuple(range(stack))
@@ -300,12 +299,12 @@ class Conv(nn.Conv):
         groups = self.feature_group_count
 
         def convolve(
-            x: jax.Array, kernel: jax.Array, *args: object, **options: object
+            x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any
         ) -> jax.Array:
+            options["preferred_element_type"] = sum_dtype(x)
+
             def linear(x: jax.Array, w: jax.Array) -> jax.Array:
-                return lax.conv_general_dilated(
-                    x, w, *args, preferred_element_type=sum_dtype(x), **options
-                )
+                return lax.conv_general_dilated(x, w, strides, padding, **options)
 
             def expand(low: jax.Array, b: jax.Array) -> jax.Array:
                 low = low.reshape(*low.shape[:-1], groups, -1)
@@ -373,7 +372,8 @@ class Embed(nn.Embed):
     def attend(self, query: jax.Array) -> jax.Array:
         if self.factors is None and self.c is None:
             return super().attend(query)
-        query, embedding = self.promote_dtype(query, self.embedding, dtype=self.dtype)
+        promoted: Any = self.promote_dtype(query, self.embedding, dtype=self.dtype)
+        query, embedding = promoted
         dtype, last = query.dtype, query.ndim - 1
         c = None if self.c is None else self.c.reshape((1,) * last + self.c.shape)
         if c is not None and self.spec.norm_axis == "out":
