@@ -259,6 +259,8 @@ def adapted_norm(
         kernel_sq_norm = column_sq_norm(
             kernel, norm_axis, in_ndim=layout.in_ndim, stack_ndim=stack_ndim
         )
+    else:
+        kernel_sq_norm = jax.lax.stop_gradient(kernel_sq_norm)
     columns = _columns(kernel, layout, norm_axis)
     a = _matrix(lora_a, stack_ndim, lora_a.ndim - 1).astype(dtype)
     b = _matrix(lora_b, stack_ndim, stack_ndim + 1).astype(dtype)

@@ -1,0 +1,22 @@
+import contextlib
+
+import jax
+import pytest
+from hypothesis import settings
+
+# The same few examples on every run and machine, whatever its speed.
+settings.register_profile("stable", derandomize=True, deadline=None, max_examples=12, database=None)
+settings.load_profile("stable")
+
+
+@pytest.fixture
+def x64():
+    """Run the test with float64 on."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def precision():
+    """A context for arrays of a dtype: float64 needs its switch."""
+    return lambda dtype: jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext()
