@@ -258,12 +258,9 @@ class DenseGeneral(nn.DenseGeneral):
                 return _dot(low, b, (((low.ndim - 1,), (stack,)), (stacks, stacks)), precision)
 
             def spread_in(c: jax.Array) -> jax.Array:
-                # c's axes are (batch, in) in the order of `axis`, wherever those lie in x.
-                order = [*batch, *axis]
-                by_position = c.transpose(sorted(range(c.ndim), key=lambda i: order[i]))
-                return by_position.reshape(
-                    [size if i in order else 1 for i, size in enumerate(x.shape)]
-                )
+                # c's axes are (batch, in), and Flax has them in the order in which x has them.
+                own = (*batch, *axis)
+                return c.reshape([size if i in own else 1 for i, size in enumerate(x.shape)])
 
             return _AdaptedProduct(
                 self,
