@@ -4,6 +4,10 @@ import jax
 import pytest
 from hypothesis import settings
 
+# Eight host devices, for the tests of sharding and pmap: settable only before the first use of JAX.
+# (Not by XLA_FLAGS: the processes that tests start would inherit it.)
+jax.config.update("jax_num_cpu_devices", 8)
+
 # The same few examples on every run and machine, whatever its speed.
 settings.register_profile("stable", derandomize=True, deadline=None, max_examples=12, database=None)
 settings.load_profile("stable")
