@@ -23,6 +23,8 @@ from dora_jax.decomposition import (
 from dora_jax.partition import (
     ADAPTER_LEAVES,
     Params,
+    adapter_leaves,
+    check_leaves,
     iter_modules,
     module_specs,
     weight_name,
@@ -43,6 +45,7 @@ def _adapted_modules(
         spec = specs[path]
         if not (spec.has_low_rank or spec.has_magnitude):
             continue
+        check_leaves(path, leaves, spec)
         adapter = {name: leaves[name] for name in ADAPTER_LEAVES if name in leaves}
         yield path, leaves, spec, leaves[weight_name(leaves)], adapter
 
@@ -110,7 +113,7 @@ def init_adapters(
         if spec.has_magnitude:
             flat[f"{prefix}magnitude"] = column_norm(
                 jnp.asarray(kernel), spec.norm_axis, in_ndim=in_ndim, stack_ndim=stack
-            ).astype(spec.param_dtype)
+            )
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -172,8 +175,18 @@ def merge_params(params: Params, rules: AdapterRules) -> Params:
     is keeping `params`.
 
     Raises:
-        ValueError: when an adapter's shapes do not fit; names the module.
+        ValueError: when an adapter's shapes do not fit, or the rules leave out an adapter that the
+            parameters hold, so that it would be lost; names the module.
     """
+    specs = module_specs(params, rules)
+    for path, leaves in iter_modules(params):
+        kept = adapter_leaves(specs[path])
+        lost = [name for name in ADAPTER_LEAVES if name in leaves and name not in kept]
+        if lost:
+            raise ValueError(
+                f"module {path!r} holds {', '.join(lost)}, which these rules (method "
+                f"{specs[path].method!r}) would lose: merge with the rules that it was tuned with"
+            )
     flat = {
         key: value
         for key, value in flax.traverse_util.flatten_dict(params).items()

@@ -8,7 +8,6 @@ count reports all follow from it.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -48,13 +47,33 @@ def module_specs(params: Params, rules: AdapterRules) -> dict[str, AdapterSpec]:
     return rules.resolve((path, weight_name(leaves)) for path, leaves in iter_modules(params))
 
 
+def adapter_leaves(spec: AdapterSpec) -> tuple[str, ...]:
+    """Return the names of the leaves that a module of this spec holds beside its own."""
+    low_rank = ADAPTER_LEAVES[:2] if spec.has_low_rank else ()
+    magnitude = ADAPTER_LEAVES[2:] if spec.has_magnitude else ()
+    return low_rank + magnitude
+
+
 def trainable_leaves(spec: AdapterSpec) -> tuple[str, ...] | None:
     """Return the names of the leaves that a module of this spec trains; None means all of them."""
     if spec.method == "full":
         return None
-    low_rank = ADAPTER_LEAVES[:2] if spec.has_low_rank else ()
-    magnitude = ADAPTER_LEAVES[2:] if spec.has_magnitude else ()
-    return low_rank + magnitude + (("bias",) if spec.train_bias else ())
+    return adapter_leaves(spec) + (("bias",) if spec.train_bias else ())
+
+
+def check_leaves(path: str, leaves: Mapping[str, Any], spec: AdapterSpec) -> None:
+    """Check that a module holds the adapter that its spec says.
+
+    Raises:
+        ValueError: naming the module, what it has and what it lacks.
+    """
+    missing = [n for n in adapter_leaves(spec) if n not in leaves]
+    if missing:
+        raise ValueError(
+            f"module {path!r} has method {spec.method!r} but no {', '.join(missing)}, only "
+            f"{', '.join(leaves)}: build the model and its parameters with these rules; a module "
+            "that is not one of dora_jax.layers takes method 'full' or 'frozen' alone"
+        )
 
 
 def trainable_mask(params: Params, rules: AdapterRules | None = None) -> Params:
@@ -76,20 +95,22 @@ def trainable_mask(params: Params, rules: AdapterRules | None = None) -> Params:
         {'dense': {'kernel': False, 'lora_a': True, 'lora_b': True}}
     """
     specs = None if rules is None else module_specs(params, rules)
-    flat = {}
+    trained: dict[str, tuple[str, ...] | None] = {}
     for path, leaves in iter_modules(params):
-        names = ADAPTER_LEAVES if specs is None else trainable_leaves(specs[path])
-        if specs is not None and names is not None:
-            missing = [n for n in names if n not in leaves and n != "bias"]
-            if missing:
-                raise ValueError(
-                    f"module {path!r} has method {specs[path].method!r} but no "
-                    f"{', '.join(missing)}: build the model and its parameters with these rules"
-                )
-        prefix = tuple(path.split("/")) if path else ()
-        for name in leaves:
-            flat[(*prefix, name)] = names is None or name in names
-    return flax.traverse_util.unflatten_dict(flat)
+        if specs is None:
+            trained[path] = ADAPTER_LEAVES
+        else:
+            check_leaves(path, leaves, specs[path])
+            trained[path] = trainable_leaves(specs[path])
+
+    def trains(keys: tuple[Any, ...], _: Any) -> bool:
+        *module, name = (key.key for key in keys)
+        names = trained["/".join(module)]
+        return names is None or name in names
+
+    return jax.tree_util.tree_map_with_path(
+        trains, params, is_leaf=lambda node: not isinstance(node, Mapping)
+    )
 
 
 def partition(params: Params, mask: Params) -> tuple[Params, Params]:
@@ -118,7 +139,9 @@ def masked_optimizer(
         >>> tx = masked_optimizer(optax.adam(1e-3), trainable_mask(params, rules))
     """
     labels = jax.tree.map(lambda train: "train" if train else "freeze", mask)
-    return optax.multi_transform({"train": tx, "freeze": optax.set_to_zero()}, labels)
+    # Minus zero: adding it keeps every bit, where adding zero would turn -0.0 into 0.0.
+    freeze = optax.stateless(lambda updates, _: jax.tree.map(lambda u: -jnp.zeros_like(u), updates))
+    return optax.multi_transform({"train": tx, "freeze": freeze}, labels)
 
 
 def count_parameters(params: Params, mask: Params | None = None) -> int:

@@ -8,7 +8,7 @@ Letters in names: B batch, L query length, S key length, D hidden size, H heads,
 F head size, V vocabulary, N layers.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from dora_jax.layers import NORMS, Dense, Embed
 from dora_jax.models.config import LlamaConfig
-from dora_jax.spec import AdapterRules
+from dora_jax.spec import AdapterRules, nearest
 
 Remat = Literal["none", "dots", "full"]
 
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         v = Dense(K * F, name="v_proj", **self.dense)(x_BLD).reshape(B, L, K, F)
         q, k = rotate(q, angles_BLf), rotate(k, angles_BLf)
         if cache is not None:
-            start = (0, cache_length, 0, 0)
+            start: Any = (0, cache_length, 0, 0)
             k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), start)
             v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), start)
             cache = (k, v)
@@ -184,6 +184,11 @@ class Llama(nn.Module):
         dense = {"use_bias": False, "adapter": self.adapters, **dtypes}
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size, adapter=self.adapters, **dtypes)
         block = Block
+        if self.remat not in get_args(Remat):
+            raise ValueError(
+                f"Llama.remat must be one of {', '.join(map(repr, get_args(Remat)))}; got "
+                f"{self.remat!r}{nearest(self.remat, get_args(Remat))}"
+            )
         if self.remat != "none":
             block = nn.remat(Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
         scanned = nn.scan(
@@ -209,19 +214,26 @@ class Llama(nn.Module):
 
         Args:
             tokens_BL: token ids.
-            positions_BL: for RoPE; 0, 1, 2, ... by default.
-            mask_BLS: True where the query may see the key; plain causal by default, which is all
-                that right-padded rows need. With a cache, S is the number of its slots.
-            cache: keys and values so far; the new ones are written after them.
+            positions_BL: for RoPE; by default 0, 1, 2, ..., or on from the cache's length.
+            mask_BLS: True where the query may see the key, causality included; plain causal by
+                default, which is all that right-padded rows need. With a cache, S is the number of
+                its slots.
+            cache: keys and values so far; the new ones are written after them, and must fit.
 
         Returns:
             The normalised hidden states (B, L, D), and the cache with these tokens in it.
         """
         if positions_BL is None:
-            positions_BL = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+            first = 0 if cache is None else cache.length
+            positions_BL = jnp.broadcast_to(first + jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+        if cache is not None and mask_BLS is None:
+            slots = jnp.arange(cache.key.shape[2])
+            last_seen_L = cache.length + jnp.arange(tokens_BL.shape[1])
+            mask_BLS = (slots <= last_seen_L[:, None])[None]
         x_BLD = self.embed_tokens(tokens_BL)
         layers_cache = None if cache is None else (cache.key, cache.value)
-        x_BLD, layers_cache = self.layers(
+        filled: Any
+        x_BLD, filled = self.layers(
             x_BLD,
             rotary_angles(positions_BL, self.config),
             mask_BLS,
@@ -229,7 +241,7 @@ class Llama(nn.Module):
             None if cache is None else cache.length,
         )
         if cache is not None:
-            cache = Cache(*layers_cache, cache.length + tokens_BL.shape[1])
+            cache = Cache(*filled, cache.length + tokens_BL.shape[1])
         return self.norm(x_BLD), cache
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
