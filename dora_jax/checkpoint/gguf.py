@@ -13,12 +13,12 @@ from dora_jax.models.config import LlamaConfig
 
 ARCHITECTURE = "llama"
 _AGAIN = "Download the file again, or take another one."
-_REQUIRED = (
+_EPSILON = "llama.attention.layer_norm_rms_epsilon"
+_SIZES = (
     "llama.block_count",
     "llama.embedding_length",
     "llama.feed_forward_length",
     "llama.attention.head_count",
-    "llama.attention.layer_norm_rms_epsilon",
 )
 
 
@@ -38,6 +38,13 @@ class GgufModel(NamedTuple):
     quantisation: str
 
 
+class _Reader(gguf.GGUFReader):
+    """A reader of a plain array: slicing `np.memmap`, token by token, takes three times as long."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, np.asarray(value) if name == "data" else value)
+
+
 def _open(path: Path) -> gguf.GGUFReader:
     if not path.is_file():
         raise DoraError(f"{path}: no such GGUF file")
@@ -48,7 +55,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     try:
         # It parses the header and slices every tensor out of the file, so a file that ends before
         # its last tensor fails here.
-        return gguf.GGUFReader(path)
+        return _Reader(path)
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         size = path.stat().st_size
         raise DoraError(
@@ -77,9 +84,12 @@ def _config(metadata: dict[str, Any], vocab_size: int, tied: bool, path: Path) -
         raise DoraError(
             f"{path}: a model of architecture {architecture!r}; supported: {ARCHITECTURE!r}"
         )
-    missing = [name for name in _REQUIRED if name not in metadata]
+    missing = [name for name in (*_SIZES, _EPSILON) if name not in metadata]
     if missing:
         raise DoraError(f"{path}: its metadata lacks {', '.join(missing)}. {_AGAIN}")
+    for name in _SIZES:  # some models of this architecture give a list, one number a layer
+        if not isinstance(metadata[name], int) or metadata[name] < 1:
+            raise DoraError(f"{path}: {name} is {metadata[name]!r}; supported: one number, over 0")
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         raise DoraError(
@@ -105,7 +115,7 @@ def _config(metadata: dict[str, Any], vocab_size: int, tied: bool, path: Path) -
             num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
             head_dim=head_dim,
             rope_theta=_decimal(metadata.get("llama.rope.freq_base", 10000.0)),
-            rms_norm_eps=_decimal(metadata["llama.attention.layer_norm_rms_epsilon"]),
+            rms_norm_eps=_decimal(metadata[_EPSILON]),
             tie_word_embeddings=tied,
             max_position_embeddings=metadata.get("llama.context_length", 2048),
             bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
