@@ -180,7 +180,8 @@ def _write_weights(
     def value(name: str) -> np.ndarray:
         tensor, n = rows[name]
         array = flat[tensor.path][n] if tensor.is_stacked else flat[tensor.path]
-        array = np.asarray(array).astype(dtype)
+        with np.errstate(over="ignore"):  # checked below
+            array = np.asarray(array).astype(dtype)
         if dtype == np.float16 and np.isinf(array).any():
             raise DoraError(
                 f"{folder}: {name} has weights beyond what float16 holds; choose bfloat16"

@@ -93,7 +93,9 @@ def _rope_theta(raw: dict[str, Any]) -> float:
 
 def _first(token: Any) -> int | None:
     """Return a token id; of several end tokens, the first."""
-    return token[0] if isinstance(token, list) and token else token or None
+    if isinstance(token, list):
+        return token[0] if token else None
+    return token
 
 
 def to_json(config: LlamaConfig, dtype: str) -> str:

@@ -3,9 +3,9 @@
 The reference is `transformers`, which loads vocabulary, merges, special tokens and chat template
 from the same GGUF file by its own code. One thing it leaves out of GGUF files: the pre-tokenizer's
 name, `smollm`, which means that every digit is cut off by itself before the usual GPT-2 rule (so in
-SmolLM2's own tokenizer.json, and in llama.cpp). Without it "\\n\\n1" would be cut as "\\n", "\\n", "1",
-as the model never saw it. So that rule is put in front here; `changed_by_digits` in the golden file
-lists the texts in which it makes a difference.
+SmolLM2's own tokenizer.json, and in llama.cpp). Without it two line breaks before a number would be
+two tokens instead of one, as the model never saw them. So that rule is put in front here;
+`changed_by_digits` in the golden file lists the texts in which it makes a difference.
 
 Run in the parity environment: python -m tests.golden.make_tokenizer_golden
 """
