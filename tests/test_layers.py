@@ -100,8 +100,12 @@ def test_lora_and_dora_of_one_key_start_from_the_same_factors():
         np.testing.assert_array_equal(dora[leaf], lora[leaf])
 
 
-@pytest.mark.parametrize("norm_axis", AXES)
-@pytest.mark.parametrize("name", CASES)
+# The scale of the outputs in every layer; that of the inputs differs with the axes of x alone.
+@pytest.mark.parametrize(
+    ("name", "norm_axis"),
+    [(name, "out") for name in CASES]
+    + [(name, "in") for name in CASES if "conv" not in name or name == "conv, groups"],
+)
 def test_forward_equals_flax_layer_with_the_merged_kernel(name, norm_axis):
     case = CASES[name]
     spec = dataclasses.replace(SPEC, norm_axis=norm_axis)
@@ -239,6 +243,21 @@ def test_a_convolution_with_a_mask_is_refused():
     module = case.adapted(SPEC, mask=jnp.ones(case.layout.shape))
     with pytest.raises(ValueError, match="cannot hold a kernel mask"):
         module.init(jax.random.key(0), case.inputs())
+
+
+def test_a_layer_may_be_called_twice():
+    class Net(nn.Module):
+        def setup(self):
+            self.layer = layers.Dense(4, use_bias=False, adapter=SPEC)
+
+        def __call__(self, x):
+            return self.layer(self.layer(x))
+
+    x = CASES["dense"].inputs()
+    params = Net().init(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(
+        run(Net(), params, x), x @ params["layer"]["kernel"] @ params["layer"]["kernel"], rtol=1e-4
+    )
 
 
 def test_boxed_parameters():

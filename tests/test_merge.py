@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dora_jax.decomposition import column_norm, init_low_rank, merge_kernel
+from dora_jax.decomposition import adapted_norm, column_norm, init_low_rank, merge_kernel
 from dora_jax.spec import AdapterSpec
 from tests import reference
 from tests.reference import LAYOUTS, Layout
@@ -185,6 +185,15 @@ def test_where_v_vanishes_the_merge_is_finite():
     spec = AdapterSpec("dora", rank=1, alpha=1.0)
     adapter = {"lora_a": a, "lora_b": b, "magnitude": column_norm(kernel)}
     np.testing.assert_array_equal(merge_kernel(kernel, adapter, spec), np.zeros((3, 2)))
+
+
+def test_below_the_rounding_of_w_the_merge_is_the_unmerged_forward():
+    # V is half the rounding error of W: its norm counts as that error, in both.
+    kernel, a, b = jnp.ones((1, 1)), jnp.ones((1, 1)), jnp.full((1, 1), 2.0**-24 - 1)
+    adapter = {"lora_a": a, "lora_b": b, "magnitude": jnp.array([3.0])}
+    merged = merge_kernel(kernel, adapter, AdapterSpec("dora", rank=1, alpha=1.0))
+    np.testing.assert_array_equal(merged, [[1.5]])
+    np.testing.assert_allclose(3.0 / adapted_norm(kernel, a, b, 1.0) * 2.0**-24, [1.5])
 
 
 @pytest.mark.parametrize("method", ["frozen", "full"])

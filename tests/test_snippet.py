@@ -65,7 +65,8 @@ def run(spec, params, x, g):
         y = module.apply({"params": params}, x)
         return jnp.sum(y * g), y
 
-    (_, y), gradients = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
+    (_, y), gradients = compiled(params, x)
     return y, *gradients
 
 
