@@ -206,8 +206,11 @@ def _total_bytes(config: LlamaConfig, dtype: np.dtype) -> int:
     return sum(int(np.prod(s)) for s in file_shapes(config, "hf").values()) * dtype.itemsize
 
 
-def _sync(folder: Path) -> None:
+def _finish(folder: Path) -> None:
+    """Make the files safe from a crash, and as readable as the user's other files are."""
+    mode = (folder / hf_config.FILE).stat().st_mode
     for path in folder.iterdir():
+        path.chmod(mode)  # safetensors makes its files private
         with open(path, "rb") as file:
             os.fsync(file.fileno())
 
@@ -263,7 +266,7 @@ def write_hf_folder(
         tokenizer.save(temporary)
         text = hf_config.to_json(config, wanted.name)
         (temporary / hf_config.FILE).write_text(text, encoding="utf-8")
-        _sync(temporary)
+        _finish(temporary)
         os.replace(temporary, path)
     except (OSError, safetensors.SafetensorError) as error:
         raise DoraError(

