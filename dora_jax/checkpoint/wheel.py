@@ -158,6 +158,8 @@ def _find_address(pin: WheelPin) -> str:
 
 
 def _what_pip_said(stderr: str) -> str:
+    if "No module named pip" in stderr:
+        return "there is no pip in this environment; `python -m ensurepip` installs it"
     lines = [line for line in stderr.splitlines() if line.startswith("ERROR")]
     said = f"pip: {lines[0].removeprefix('ERROR:').strip()}" if lines else "pip failed"
     return f"{said}; it had no connection" if "connection broken" in stderr else said

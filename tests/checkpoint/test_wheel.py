@@ -252,7 +252,17 @@ def test_pip_has_no_connection(pip, site, monkeypatch):
         wheel._find_address(PIN)
 
 
-def test_no_pip(monkeypatch):
+def test_an_environment_without_pip(tmp_path, monkeypatch):
+    # As in a virtual environment made without it.
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec "{wheel.sys.executable}" -S "$@"\n')
+    bare.chmod(0o755)
+    monkeypatch.setattr(wheel.sys, "executable", str(bare))
+    with pytest.raises(DownloadFailed, match="no pip in this environment; `python -m ensurepip`"):
+        wheel._find_address(PIN)
+
+
+def test_no_python_to_run_pip_with(monkeypatch):
     monkeypatch.setattr(wheel.sys, "executable", "/nonexistent/python")
     with pytest.raises(DownloadFailed, match="pip gave no address"):
         wheel._find_address(PIN)
