@@ -73,7 +73,7 @@ def test_an_adapter_leaves_flax_initial_parameters_and_outputs(name, norm_axis):
     expected = jax.jit(plain.init)(jax.random.key(1), x)["params"]
     for leaf, value in expected.items():
         # The same key; the compiler may fuse the two programs differently.
-        np.testing.assert_allclose(adapted[leaf], value, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(adapted[leaf], value, rtol=1e-5, atol=1e-7)
     assert adapted["lora_a"].any()
     assert not adapted["lora_b"].any()
     norms = reference.norm(adapted["kernel"], case.layout, norm_axis)
@@ -95,8 +95,8 @@ def test_lora_and_dora_of_one_key_start_from_the_same_factors():
         for method in ("dora", "lora")
     )
     assert set(dora) - set(lora) == {"magnitude"}
-    for leaf in lora:
-        np.testing.assert_array_equal(dora[leaf], lora[leaf])
+    for leaf, value in lora.items():
+        np.testing.assert_allclose(dora[leaf], value, rtol=1e-5, atol=1e-7)
 
 
 # The scale of the outputs in every layer; that of the inputs differs with the axes of x alone.
