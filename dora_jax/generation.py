@@ -67,15 +67,17 @@ def _decode(
         return jax.random.categorical(step_key, logits_BV / temperature, axis=-1)
 
     def logits_of(hidden_BLD: jax.Array) -> jax.Array:
-        return model.apply(variables, hidden_BLD[:, -1], method="head")
+        logits_BV: Any = model.apply(variables, hidden_BLD[:, -1], method="head")
+        return logits_BV
 
     cache = init_cache(model.config, B, slots, model.dtype)
     # A padded query sees no real key: the first slot is opened to it, to keep its softmax finite.
     padded_BLS = ~real_BL[:, :, None] & (jnp.arange(slots) == 0)
     mask = (causal_LS & seen_BS[:, None]) | padded_BLS
-    hidden, cache = model.apply(
+    prefilled: Any = model.apply(
         variables, tokens_BL, positions_BL, mask, cache, method="hidden_states"
     )
+    hidden, cache = prefilled
     first = pick(logits_of(hidden), jnp.zeros((), jnp.int32))
     out = jnp.zeros((B, new_tokens), jnp.int32).at[:, 0].set(first)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from dora_jax.spec import AdapterRules, AdapterSpec
@@ -148,4 +149,4 @@ def count_parameters(params: Params, mask: Params | None = None) -> int:
     """Return the number of scalars in a tree, of the masked leaves alone if a mask is given."""
     if mask is not None:
         params = partition(params, mask)[0]
-    return sum(int(jnp.size(leaf)) for leaf in jax.tree.leaves(params))
+    return sum(int(np.size(leaf)) for leaf in jax.tree.leaves(params))

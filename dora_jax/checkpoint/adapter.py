@@ -13,12 +13,12 @@ import flax.traverse_util
 import jax
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.analysis.records import FieldError, decode, encode
+from dora_jax.analysis.records import decode, encode
 from dora_jax.checkpoint.pretrained import Pretrained, load_pretrained
-from dora_jax.checkpoint.state import load_tree, save_tree
+from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama
-from dora_jax.partition import Params
+from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import AdapterConfig
 
@@ -46,9 +46,16 @@ class AdapterInfo:
     prompt: str
 
     def rules(self) -> AdapterRules:
-        """Return the rules that the model must be built with."""
+        """Return the rules that the model must be built with.
+
+        Raises:
+            DoraError: when method or adapter are not what this version knows.
+        """
         method: Method = self.method  # type: ignore[assignment]
-        return AdapterConfig(**self.adapter).rules(method)
+        try:
+            return AdapterConfig(**self.adapter).rules(method)
+        except TypeError as error:
+            raise DoraError(f"adapter: {error}") from None
 
 
 def save_adapter(folder: Path, info: AdapterInfo, trainable: Params) -> None:
@@ -80,12 +87,14 @@ def load_info(folder: Path) -> AdapterInfo:
     """Read what an adapter belongs to.
 
     Raises:
-        DoraError: when its file is broken.
+        DoraError: when its file is broken, or of a version that this one does not know.
     """
     path = folder / ADAPTER_FILE
     try:
-        return decode(AdapterInfo, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, FieldError) as error:
+        info = decode(AdapterInfo, json.loads(path.read_text(encoding="utf-8")))
+        info.rules()
+        return info
+    except (OSError, ValueError, DoraError) as error:
         raise DoraError(f"{path}: cannot be read ({error}); train the adapter again") from error
 
 
@@ -99,23 +108,23 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params
         where: named in errors.
 
     Raises:
-        DoraError: when leaves are missing, unexpected or of another shape; all are listed.
+        DoraError: when leaves are missing, unexpected or of another shape, or a rule matches no
+            module of the model.
     """
-    flat = flax.traverse_util.flatten_dict(base, sep="/")
-    flat.update(flax.traverse_util.flatten_dict(trainable, sep="/"))
     example = jax.ShapeDtypeStruct((1, 2), "int32")
     shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    expected = flax.traverse_util.flatten_dict(shapes, sep="/")
-    problems = [f"missing {name}" for name in expected if name not in flat]
-    problems += [f"unexpected {name}" for name in flat if name not in expected]
-    problems += [
-        f"{name} has shape {flat[name].shape}, expected {leaf.shape}"
-        for name, leaf in expected.items()
-        if name in flat and flat[name].shape != leaf.shape
-    ]
+    try:
+        mask = trainable_mask(shapes, model.adapters)
+    except ValueError as error:
+        raise DoraError(f"{where}: does not fit its base model ({error})") from None
+    found = flatten(trainable)
+    # First what the rules train, and nothing else: a frozen leaf must stay the base model's.
+    problems = misfits(found, flatten(partition(shapes, mask)[0]))
+    params = flatten(base) | found
+    problems = problems or misfits(params, flatten(shapes))
     if problems:
-        raise DoraError(f"{where}: does not fit its base model: {'; '.join(problems[:8])}")
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
+        raise DoraError(f"{where}: does not fit its base model ({problems}); train it again")
+    return flax.traverse_util.unflatten_dict(params, sep="/")
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 A tree is stored as a flat dict of arrays under slash-joined names, so that what is on disk can be
 read without the code that wrote it. Orbax writes to a temporary folder and renames it: a killed
-write leaves nothing that a later run would trust.
+write leaves nothing that a later run would trust. Writes are not asynchronous: states are small,
+and a failed write is known at once (orbax's threads would hold up the exit for minutes).
 """
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +18,46 @@ import orbax.checkpoint as ocp
 
 from dora_jax.errors import DoraError
 
+_MAKE_ROOM = "free some space, or choose a folder that you may write to"
 
-def _flatten(tree: Any) -> dict[str, Any]:
+
+def flatten(tree: Any) -> dict[str, Any]:
+    """Return a tree's leaves by slash-joined names; None leaves are left out."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _check(stored: dict[str, Any], expected: dict[str, Any], where: Path, way_out: str) -> None:
-    problems = [f"missing {n}" for n in expected if n not in stored]
-    problems += [f"unexpected {n}" for n in stored if n not in expected]
+def misfits(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Return in words what is missing, unexpected or of another shape; "" when all fits.
+
+    Args:
+        found: arrays by name.
+        expected: arrays, or their shapes, by name.
+    """
+    problems = [f"missing {n}" for n in expected if n not in found]
+    problems += [f"unexpected {n}" for n in found if n not in expected]
     problems += [
-        f"{n} has shape {tuple(stored[n].shape)}, expected {tuple(leaf.shape)}"
+        f"{n} has shape {tuple(found[n].shape)}, expected {tuple(leaf.shape)}"
         for n, leaf in expected.items()
-        if n in stored and tuple(stored[n].shape) != tuple(leaf.shape)
+        if n in found and tuple(found[n].shape) != tuple(leaf.shape)
     ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" * (len(problems) > 5))
-        raise DoraError(f"{where}: not a checkpoint of this run ({shown}); {way_out}")
+    more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
+    return "; ".join(problems[:5] + more)
+
+
+@contextlib.contextmanager
+def _in_words(problem: str, way_out: str) -> Iterator[None]:
+    """Raise a DoraError for anything that orbax raises: many types, all the same to users."""
+    try:
+        yield
+    except Exception as error:
+        # What follows is a kilobyte of tensorstore's settings.
+        reason, *_ = (str(error) or type(error).__name__).split(" [tensorstore_spec=")
+        raise DoraError(f"{problem} ({reason}); {way_out}") from error
 
 
 class CheckpointStore:
-    """The checkpoints of one run: the last two are kept.
+    """The checkpoints of one run: the last two are kept. A context manager.
 
     Args:
         folder: made if it is not there.
@@ -43,13 +65,26 @@ class CheckpointStore:
 
     def __init__(self, folder: Path):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        with _in_words(f"{self.folder}: cannot hold checkpoints", _MAKE_ROOM):
+            self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def __enter__(self) -> "CheckpointStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def save(self, step: int, state: Any) -> None:
-        """Store a state under its step; returns while the write goes on."""
-        arrays = {name: np.asarray(leaf) for name, leaf in _flatten(state).items()}
-        self._manager.save(step, args=ocp.args.StandardSave(arrays))
+        """Store a state under its step.
+
+        Raises:
+            DoraError: when it cannot be written.
+        """
+        arrays = {name: np.asarray(leaf) for name, leaf in flatten(state).items()}
+        problem = f"{self.folder}: the checkpoint of step {step} could not be written"
+        with _in_words(problem, _MAKE_ROOM):
+            self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def latest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None."""
@@ -59,31 +94,46 @@ class CheckpointStore:
         """Return the newest state, in the template's structure, shapes and dtypes.
 
         Raises:
-            DoraError: when it cannot be read or is of another structure.
+            DoraError: when there is none, or it cannot be read or is of another structure.
         """
         step = self._manager.latest_step()
+        if step is None:
+            raise DoraError(f"{self.folder}: holds no checkpoint")
         where = self.folder / str(step)
-        way_out = f"delete {self.folder} to train this part again from its start"
-        try:
+        way_out = f"delete {where} to continue from the checkpoint before it, or from the start"
+        with _in_words(f"{where}: damaged checkpoint", way_out):
             stored = self._manager.restore(step, args=ocp.args.StandardRestore())
-        except Exception as error:
-            # Orbax raises many types for damaged files; all mean the same to the user.
-            raise DoraError(f"{where}: damaged checkpoint ({error}); {way_out}") from error
-        expected = _flatten(template)
-        _check(stored, expected, where, way_out)
+        expected = flatten(template)
+        problems = misfits(stored, expected)
+        if problems:
+            raise DoraError(
+                f"{where}: not a checkpoint of this run ({problems}); "
+                f"delete {self.folder} to train this part again from its start"
+            )
         leaves = [np.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()]
         return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
     def close(self) -> None:
-        """Wait for pending writes."""
+        """Free what orbax holds."""
         self._manager.close()
 
 
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
+
+
 def save_tree(folder: Path, tree: Any) -> None:
-    """Write a nested dict of arrays (None leaves are left out), replacing what was there."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        arrays = {name: np.asarray(leaf) for name, leaf in _flatten(tree).items()}
-        checkpointer.save(folder.absolute(), arrays, force=True)
+    """Write a nested dict of arrays (None leaves are left out), replacing what was there.
+
+    Raises:
+        DoraError: when it cannot be written.
+    """
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
+    with (
+        _in_words(f"{folder}: could not be written", _MAKE_ROOM),
+        _checkpointer() as checkpointer,
+    ):
+        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays), force=True)
 
 
 def load_tree(folder: Path) -> Any:
@@ -94,11 +144,9 @@ def load_tree(folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise DoraError(f"{folder}: no such checkpoint folder")
-    try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            flat = checkpointer.restore(folder.absolute())
-    except Exception as error:
-        raise DoraError(
-            f"{folder}: damaged or not an orbax checkpoint ({error}); train it again"
-        ) from error
+    with (
+        _in_words(f"{folder}: damaged or not an orbax checkpoint", "train it again"),
+        _checkpointer() as checkpointer,
+    ):
+        flat = checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore())
     return flax.traverse_util.unflatten_dict(flat, sep="/")

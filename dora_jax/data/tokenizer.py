@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.data.chat_template import compile_chat_template, render_chat
@@ -62,6 +62,7 @@ class Tokenizer:
         bos_id: begins a text; None when the model has no such token.
         eos_id: ends an answer.
         pad_id: fills rows; the end token where the model has none of its own.
+        start_ids: what a text begins with, such as the begin token; empty for many models.
         vocab_size: number of tokens, added ones included.
         chat_template: its source, or None.
 
@@ -85,6 +86,7 @@ class Tokenizer:
         self.eos_id: int = eos_id
         pad_id = self._id_of("pad_token")
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
+        self.start_ids = self._find_start_ids()
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.chat_template: str | None = self._config.get("chat_template")
         self._template = None if self.chat_template is None else self._compile()
@@ -97,6 +99,12 @@ class Tokenizer:
         if token is None:
             raise DoraError(f"{self._where}: {name} {text!r} is not in the vocabulary")
         return token
+
+    def _find_start_ids(self) -> list[int]:
+        bare = self._backend.encode("a", add_special_tokens=False).ids
+        whole = self._backend.encode("a", add_special_tokens=True).ids
+        starts = range(len(whole) - len(bare) + 1)
+        return whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)]
 
     def _compile(self) -> Any:
         try:
@@ -228,7 +236,13 @@ class Tokenizer:
             if kind in (_CONTROL, _USER_DEFINED)
         ]
         backend.add_tokens(added)
-        return cls(backend, _config_from_gguf(fields, metadata, where), where)
+        config = _config_from_gguf(fields, metadata, where)
+        if fields.get("add_bos_token") and "bos_token" in config:
+            bos = config["bos_token"]
+            backend.post_processor = processors.TemplateProcessing(
+                single=f"{bos} $A", special_tokens=[(bos, fields["bos_token_id"])]
+            )
+        return cls(backend, config, where)
 
 
 def _config_from_gguf(

@@ -241,7 +241,8 @@ class Llama(nn.Module):
             None if cache is None else cache.length,
         )
         if cache is not None:
-            cache = Cache(*filled, cache.length + tokens_BL.shape[1])
+            key, value = filled
+            cache = Cache(key, value, cache.length + tokens_BL.shape[1])
         return self.norm(x_BLD), cache
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:

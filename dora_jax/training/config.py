@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Remat
@@ -34,16 +34,36 @@ def _require(condition: bool, name: str, value: object, allowed: str) -> None:
         raise DoraError(f"{name} must be {allowed}; got {value!r}")
 
 
+def _require_choice(name: str, value: object, choices: Any) -> None:
+    allowed = get_args(choices)
+    words = f"one of {', '.join(map(repr, allowed))}"
+    if value not in allowed:
+        raise DoraError(f"{name} must be {words}; got {value!r}{nearest(value, allowed)}")
+
+
+def _require_seed(name: str, seed: int) -> None:
+    # What the random keys hold: larger seeds would repeat smaller ones.
+    _require(0 <= seed < 2**32, name, seed, "at least 0 and below 2**32")
+
+
+Dtype = Literal["float32", "bfloat16"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which model is tuned."""
 
     name: str = "smollm2-135m-instruct"
     """A name that `dora-jax models` lists, a Hugging Face folder, or a GGUF file."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Compute dtype of the forward and backward passes; adapters and norms stay float32."""
     remat: Remat = "none"
     """What the backward pass recomputes: none, dots (all but products with weights), or full."""
+
+    def __post_init__(self) -> None:
+        _require_choice("model.dtype", self.dtype, Dtype)
+        _require_choice("model.remat", self.remat, Remat)
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("train_rows", "validation_rows", "eval_rows", "max_length", "eval_batch_size"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+        _require_seed("data.seed", self.seed)
         if (self.train is None) != (self.eval is None):
             given, other = ("train", "eval") if self.train else ("eval", "train")
             raise DoraError(f"data.{given} is given without data.{other}: give both files")
@@ -120,7 +141,8 @@ class AdapterConfig:
                 raise ValueError(f"adapter.modules: unknown preset {modules!r}{hint}")
             return AdapterRules([(modules, spec)])
         except ValueError as error:
-            raise DoraError(str(error).replace("AdapterSpec.", "adapter.")) from None
+            text = re.sub("^rule ", "adapter.modules: ", str(error))
+            raise DoraError(text.replace("AdapterSpec.", "adapter.")) from None
 
 
 @dataclass(frozen=True)
@@ -129,7 +151,7 @@ class OptimConfig:
 
     learning_rate: float = 1e-3
     """Peak rate of `train`; `compare` searches over compare.learning_rates instead."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Schedule = "linear"
     """Decay after the warm-up, to zero."""
     warmup_ratio: float = 0.1
     """Share of the steps over which the rate rises from zero."""
@@ -145,6 +167,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         rate = self.learning_rate
         _require(math.isfinite(rate) and rate > 0, "optim.learning_rate", rate, "positive")
+        _require_choice("optim.schedule", self.schedule, Schedule)
         _require(0 <= self.warmup_ratio <= 1, "optim.warmup_ratio", self.warmup_ratio, "in [0, 1]")
         _require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "positive")
@@ -170,6 +193,8 @@ class TrainConfig:
     """Steps between checkpoints from which an interrupted run continues."""
 
     def __post_init__(self) -> None:
+        _require_choice("train.method", self.method, Method)
+        _require(self.method != "frozen", "train.method", self.method, "a method that trains")
         for name in ("steps", "batch_size", "micro_batches", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         if self.batch_size % self.micro_batches:
@@ -192,6 +217,8 @@ class CompareConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.methods) > 0, "compare.methods", self.methods, "at least one method")
+        for method in self.methods:
+            _require_choice("compare.methods", method, Method)
         _require(
             len(set(self.methods)) == len(self.methods),
             "compare.methods",
@@ -207,6 +234,13 @@ class CompareConfig:
             "compare.learning_rates",
             self.learning_rates,
             "positive rates",
+        )
+        _require(
+            # The trials' folders are named so.
+            len({f"{rate:g}" for rate in self.learning_rates}) == len(self.learning_rates),
+            "compare.learning_rates",
+            self.learning_rates,
+            "rates that differ in their first six digits",
         )
         _require(self.search_steps >= 0, "compare.search_steps", self.search_steps, "at least 0")
 
@@ -233,6 +267,8 @@ class ExperimentConfig:
             re.fullmatch(r"[\w.-]+", self.name) is not None, "name", self.name, "a plain file name"
         )
         _require(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
+        for seed in self.seeds:
+            _require_seed("seeds", seed)
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "without repeats")
 
     def settings(self) -> dict[str, Any]:

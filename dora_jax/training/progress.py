@@ -84,21 +84,20 @@ class WorkProgress:
     def part(self, label: str) -> None:
         """Name what is being done now."""
         self._label = label
-        self._show("")
+        self._show("", at_once=True)
 
     def advance(self, work: float, detail: str = "") -> None:
         """Count work as done; `detail` is shown after the part's name."""
         self._done += work
         self._show(detail)
 
-    def _show(self, detail: str) -> None:
+    def _show(self, detail: str, at_once: bool = False) -> None:
         left = self.seconds_left()
         estimate = "estimating" if left is None else f"about {describe_seconds(left)} left"
         text = f"{self._label}  {detail}".rstrip()
         self._bar.update(self._task, completed=self._done, description=text, left=estimate)
         now = self._clock()
-        is_new_part = not detail
-        if not self.console.is_terminal and (is_new_part or now - self._last_line > _LINE_EVERY_S):
+        if not self.console.is_terminal and (at_once or now - self._last_line > _LINE_EVERY_S):
             self._last_line = now
             share = min(1.0, self._done / self._total)
             self.say(f"[{share:4.0%}, {estimate}] {text}")

@@ -47,18 +47,17 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    here = Path(__file__).parent
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parent
+        return subprocess.run(
+            ["git", *arguments], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--", "."],
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        # Fails where the code is installed inside somebody else's checkout.
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        commit = git("rev-parse", "HEAD")
+        changed = git("status", "--porcelain", "--", "..")
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with uncommitted changes" if changed else commit
@@ -71,7 +70,7 @@ def _differences(stored: Any, given: Any, path: str = "") -> list[str]:
             inner = f"{path}.{name}" if path else name
             found += _differences(stored.get(name), given.get(name), inner)
         return found
-    return [] if stored == given else [f"{path} is {stored!r} there and {given!r} here"]
+    return [] if stored == given else [f"{path or 'all'} is {stored!r} there and {given!r} here"]
 
 
 def read_json(path: Path, way_out: str) -> Any:
@@ -98,25 +97,37 @@ def claim(folder: Path, command: str, settings: dict[str, Any]) -> Iterator[None
     """
     config_path = folder / CONFIG_FILE
     config = {"command": command, "settings": settings}
-    way_out = f"choose another folder with --out, or delete {folder}"
+    other_folder = "choose another folder with --out"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "w")  # noqa: SIM115 - held for the whole run
+        # Held for the whole run; "a", because a file of that name may be someone else's.
+        lock = open(folder / ".lock", "a")  # noqa: SIM115
     except OSError as error:
-        raise DoraError(f"{folder}: cannot be used as a run folder ({error}); {way_out}") from error
+        raise DoraError(
+            f"{folder}: cannot be used as a run folder ({error}); {other_folder}"
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DoraError(f"{folder}: another process is running in it; {way_out}") from None
+        except BlockingIOError:
+            raise DoraError(
+                f"{folder}: another process is running in it; wait for it, or {other_folder}"
+            ) from None
+        except OSError as error:
+            raise DoraError(f"{folder}: cannot be locked ({error}); {other_folder}") from error
         if config_path.exists():
-            stored = read_json(config_path, way_out)
-            found = _differences(stored, config)
+            way_out = f"{other_folder}, or delete {folder}"
+            found = _differences(read_json(config_path, way_out), config)
             if found:
-                shown = "; ".join(d.removeprefix("settings.") for d in found[:4])
+                more = [f"and {len(found) - 4} more"] if len(found) > 4 else []
+                shown = "; ".join([d.removeprefix("settings.") for d in found[:4]] + more)
                 raise DoraError(f"{folder}: holds the run of another config ({shown}); {way_out}")
-        elif any(p.name != ".lock" for p in folder.iterdir()):
-            raise DoraError(f"{folder}: holds files that are not a run's; {way_out}")
+        elif strange := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
+            # Hidden files do not count: a killed process may have left a temporary one.
+            raise DoraError(
+                f"{folder}: holds files that are not a run's ({', '.join(strange[:3])}); "
+                f"{other_folder}"
+            )
         else:
             write_text(config_path, json.dumps(config, indent=1) + "\n")
         write_text(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=1) + "\n")

@@ -176,15 +176,15 @@ def test_all_wrong_tensors_are_listed_at_once(tmp_path):
     weights = hf_weights()
     del weights["model.layers.1.mlp.up_proj.weight"]
     del weights["model.norm.weight"]
-    weights["model.layers.7.mlp.up_proj.weight"] = np.ones((96, 64), np.float32)
-    weights["model.layers.0.mlp.down_proj.weight"] = np.ones((96, 64), np.float32)
+    weights["model.layers.7.mlp.up_proj.weight"] = np.ones((160, 96), np.float32)
+    weights["model.layers.0.mlp.down_proj.weight"] = np.ones((160, 96), np.float32)
     write_gguf(tmp_path / "m.gguf", weights)
     with pytest.raises(DoraError) as error:
         read_gguf(tmp_path / "m.gguf")
     text = str(error.value)
     assert "missing: blk.1.ffn_up.weight, output_norm.weight" in text
     assert "unexpected: blk.7.ffn_up.weight" in text
-    assert "of another shape: blk.0.ffn_down.weight (96, 64) instead of (64, 96)" in text
+    assert "of another shape: blk.0.ffn_down.weight (160, 96) instead of (96, 160)" in text
     assert "Download the file again" in text
 
 

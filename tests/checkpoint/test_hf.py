@@ -26,8 +26,8 @@ def config_json(**changes):
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": CONFIG.vocab_size,
-        "hidden_size": 64,
-        "intermediate_size": 96,
+        "hidden_size": 96,
+        "intermediate_size": 160,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -78,6 +78,10 @@ def test_round_trip_is_bit_identical(tmp_path, dtype):
     config, again, _ = read_hf_folder(tmp_path / "out", dtype)
     assert config == CONFIG
     assert_same(again, params)
+    # Versions 4 and 5 of transformers look for it in different places.
+    fields = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 5000.0
+    assert fields["dtype"] == fields["torch_dtype"] == dtype
     # What is stored has that dtype, and Hugging Face's names and layout.
     stored = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
     assert set(stored) == set(hf_weights())
@@ -177,7 +181,7 @@ def test_rotary_frequencies_of_old_files_are_ignored(folder):
         ({"eos_token_id": []}, "eos_token_id", None),
         ({"bos_token_id": 0}, "bos_token_id", 0),
         ({"bos_token_id": None}, "bos_token_id", 1),
-        ({"architectures": None}, "hidden_size", 64),
+        ({"architectures": None}, "hidden_size", 96),
     ],
 )
 def test_spellings_and_defaults_of_transformers(folder, changes, field, value):
@@ -187,10 +191,10 @@ def test_spellings_and_defaults_of_transformers(folder, changes, field, value):
 
 def test_defaults_that_depend_on_the_sizes(folder):
     (folder / "config.json").write_text(config_json(head_dim=None, num_key_value_heads=None))
-    with pytest.raises(DoraError, match=r"q_proj\.weight \(128, 64\) instead of \(64, 64\)"):
+    with pytest.raises(DoraError, match=r"q_proj\.weight \(128, 96\) instead of \(96, 96\)"):
         read_hf_folder(folder)
     (folder / "config.json").write_text(config_json(num_key_value_heads=None))
-    with pytest.raises(DoraError, match=r"k_proj\.weight \(64, 64\) instead of \(128, 64\)"):
+    with pytest.raises(DoraError, match=r"k_proj\.weight \(64, 96\) instead of \(128, 96\)"):
         read_hf_folder(folder)
 
 
@@ -278,15 +282,15 @@ def test_all_wrong_tensors_are_listed_at_once(folder):
         folder,
         model__norm__weight=None,
         model__layers__2__mlp__up_proj__weight=None,
-        model__layers__2__mlp__up_proj__bias=np.ones(96, np.float32),
-        model__layers__0__self_attn__k_proj__weight=np.ones((64, 65), np.float32),
+        model__layers__2__mlp__up_proj__bias=np.ones(160, np.float32),
+        model__layers__0__self_attn__k_proj__weight=np.ones((64, 97), np.float32),
     )
     with pytest.raises(DoraError) as error:
         read_hf_folder(folder)
     text = str(error.value)
     assert "missing: model.layers.2.mlp.up_proj.weight, model.norm.weight" in text
     assert "unexpected: model.layers.2.mlp.up_proj.bias" in text
-    assert "model.layers.0.self_attn.k_proj.weight (64, 65) instead of (64, 64)" in text
+    assert "model.layers.0.self_attn.k_proj.weight (64, 97) instead of (64, 96)" in text
 
 
 def test_a_long_list_of_wrong_tensors_is_cut(folder):
@@ -296,7 +300,7 @@ def test_a_long_list_of_wrong_tensors_is_cut(folder):
 
 
 def test_weights_of_a_type_that_is_not_a_float_are_refused(folder):
-    rewrite(folder, model__norm__weight=np.ones(64, np.int8))
+    rewrite(folder, model__norm__weight=np.ones(96, np.int8))
     with pytest.raises(DoraError, match="weights of type I8; supported: F32, BF16, F16"):
         read_hf_folder(folder)
 
@@ -321,15 +325,15 @@ def test_an_empty_folder_is_filled_and_a_full_one_is_kept(tmp_path):
 
 def test_parameters_that_do_not_fit_are_refused(tmp_path):
     params = our_params(hf_weights())
-    params["layers"]["mlp"]["up_proj"]["lora_a"] = np.ones((3, 64, 2), np.float32)
-    params["layers"]["mlp"]["gate_proj"]["kernel"] = np.ones((3, 96, 64), np.float32)
+    params["layers"]["mlp"]["up_proj"]["lora_a"] = np.ones((3, 96, 2), np.float32)
+    params["layers"]["mlp"]["gate_proj"]["kernel"] = np.ones((3, 160, 96), np.float32)
     del params["norm"]
     with pytest.raises(DoraError) as error:
         write(tmp_path / "out", params)
     text = str(error.value)
     assert "missing: norm/scale" in text
     assert "unexpected: layers/mlp/up_proj/lora_a" in text
-    assert "layers/mlp/gate_proj/kernel (3, 96, 64) instead of (3, 64, 96)" in text
+    assert "layers/mlp/gate_proj/kernel (3, 160, 96) instead of (3, 96, 160)" in text
     assert "merge_params" in text
     assert list(tmp_path.iterdir()) == []
 

@@ -26,10 +26,11 @@ TOKENS = [
     *(merge.replace(" ", "") for merge in _MERGES),
 ]
 
+# No two widths are the same: hidden 96, queries 128, keys 64, MLP 160.
 CONFIG = LlamaConfig(
     vocab_size=len(TOKENS),
-    hidden_size=64,
-    intermediate_size=96,
+    hidden_size=96,
+    intermediate_size=160,
     num_hidden_layers=3,
     num_attention_heads=4,
     num_key_value_heads=2,

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
@@ -125,6 +126,8 @@ def test_chat_template_trims_blocks():
     tiny = tokenizer()
     assert tiny.chat_template == TEMPLATE
     assert tiny.apply_chat_template(HELLO) == "<s>user: hello</s>\n"
+    indented = with_template("a\n  {% if true %}\nb\n  {% endif %}\nc")
+    assert indented.apply_chat_template(HELLO) == "a\nb\nc"
     assert tiny.apply_chat_template(HELLO, True) == "<s>user: hello</s>\n<s>assistant: "
 
 
@@ -225,18 +228,17 @@ def test_load_reads_every_spelling_of_hugging_face(folder):
     assert Tokenizer.load(folder).apply_chat_template(HELLO) == "J"
 
 
-def test_load_ignores_truncation_and_padding_of_the_training(folder):
-    path = folder / "tokenizer.json"
-    edit(
-        path,
-        truncation={
-            "max_length": 1,
-            "strategy": "LongestFirst",
-            "stride": 0,
-            "direction": "Right",
-        },
+def test_encode_adds_and_cuts_nothing_whatever_the_file_says(folder):
+    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
     )
-    assert len(Tokenizer.load(folder).encode("hello wor")) == 2
+    backend.enable_truncation(1)
+    backend.enable_padding(length=9, pad_id=0, pad_token="<unk>")
+    backend.save(str(folder / "tokenizer.json"))
+    loaded = Tokenizer.load(folder)
+    assert loaded.encode("hello wor") == tokenizer().encode("hello wor")
+    assert loaded.encode_batch(["hello wor", ""]) == [tokenizer().encode("hello wor"), []]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,293 @@
+"""What a comparison shows, in plain words that follow from its figures and favour no method.
+
+Every sentence is written from the side of whichever method scored higher, so that exchanging the
+methods' names exchanges them in the words and changes nothing else.
+"""
+
+import math
+from dataclasses import dataclass
+
+from dora_jax.analysis import formatting as say
+from dora_jax.analysis.statistics import SIGNIFICANCE
+from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary, method_label
+
+CEILING = 0.97  # above it, rows are too easy to tell two methods apart
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """The headline, and the sentences that give its figures and limits."""
+
+    headline: str
+    sentences: tuple[str, ...]
+    void: bool = False  # the compared method was not on, so that nothing was compared
+
+    def __str__(self) -> str:
+        return " ".join((self.headline, *self.sentences))
+
+
+@dataclass(frozen=True)
+class Caution:
+    """Something to know before believing the figures; `grave` when it makes them worthless."""
+
+    text: str
+    grave: bool = False
+
+
+def conclude(summary: Summary) -> Conclusion:
+    """Say what the figures show about the headline pair, the other pairs, the base and the cost."""
+    off = _switched_off(summary)
+    if off:
+        return Conclusion(
+            f"{say.listed(off)} {'was' if len(off) == 1 else 'were'} NOT on: "
+            "this comparison is void.",
+            (
+                "A run of it trained no magnitude, so that nothing can be concluded about it here.",
+                *_against_base(summary),
+            ),
+            void=True,
+        )
+    if summary.headline is None:
+        if len(summary.methods) > 1:
+            headline = "No comparison can be made: no two methods were run with the same seed."
+        else:
+            headline = f"Only {summary.reference.label} was run: there is nothing to compare."
+        return Conclusion(headline, tuple(_against_base(summary)))
+    headline, *figures = _pair(summary.headline)
+    others = [pair for pair in summary.pairs if pair is not summary.headline]
+    return Conclusion(
+        headline,
+        (*figures, *_other_pairs(others), *_against_base(summary), *_cost(summary.headline)),
+    )
+
+
+def cautions(summary: Summary) -> tuple[Caution, ...]:
+    """Return what a reader must know before believing the figures, the gravest first."""
+    found = _magnitude_cautions(summary) + _twin_cautions(summary)
+    milder = (
+        *_divergence_cautions(summary),
+        *_seed_cautions(summary),
+        *_range_cautions(summary),
+        *_search_cautions(summary),
+        *_skipped_cautions(summary),
+    )
+    found += [Caution(text) for text in milder]
+    return tuple(sorted(found, key=lambda caution: not caution.grave))
+
+
+def is_shown(pair: PairSummary) -> bool:
+    """Whether the pair's difference is beyond chance, after the correction for several pairs."""
+    return pair.p_value < SIGNIFICANCE
+
+
+def _switched_off(summary: Summary) -> list[str]:
+    """Labels of the compared methods of which a run did not train its magnitudes."""
+    pair = summary.headline
+    compared = [pair.first, pair.second] if pair else list(summary.methods)
+    off = {evidence.run.method for evidence in summary.magnitudes if evidence.off}
+    return [method.label for method in compared if method.method in off]
+
+
+def _pair(pair: PairSummary) -> list[str]:
+    """The headline and the figures of one pair, from the side of the higher score."""
+    leader, other, gain, low, high = _from_the_leader(pair)
+    comparison = pair.comparison
+    best = max(comparison.first_accuracy, comparison.second_accuracy)
+    worst = min(comparison.first_accuracy, comparison.second_accuracy)
+    extent = f"{say.plural(comparison.seeds, 'seed')}, {say.plural(comparison.rows, 'row')}"
+    figures = (
+        f"95{say.NBSP}% interval {say.points(low)} to {say.points(high)}; "
+        f"{say.p_value(pair.p_value)}; {extent}"
+    )
+    scores = f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}"
+    difference = f"a difference of {say.points(gain).lstrip('+')} points ({figures})."
+    one_seed = comparison.seeds == 1
+    luck = "One seed cannot separate the method from the luck of the seed: "
+    if is_shown(pair):
+        if one_seed:
+            return [
+                f"{leader.label} scored higher than {other.label} in this one pair of runs.",
+                f"{scores}: {difference}",
+                luck + "several (--seeds) are needed to say that the method is better.",
+            ]
+        return [
+            f"{leader.label} was better than {other.label}.",
+            f"{scores}: {difference}",
+        ]
+    sentences = [
+        f"No difference between {leader.label} and {other.label} could be shown.",
+        f"{scores}: {difference}",
+        _missable(leader, other, low, high),
+    ]
+    if one_seed:
+        sentences.append(luck + "several (--seeds) would tell more.")
+    return sentences
+
+
+def _missable(leader: MethodSummary, other: MethodSummary, low: float, high: float) -> str:
+    """How large a difference, either way, these data could have missed."""
+    sides = [f"of up to {say.points(high).lstrip('+')} points in favour of {leader.label}"]
+    if low < 0:
+        sides.append(f"of up to {say.points(-low).lstrip('+')} points in favour of {other.label}")
+    return f"A true difference {' or '.join(sides)} could have been missed."
+
+
+def _from_the_leader(
+    pair: PairSummary,
+) -> tuple[MethodSummary, MethodSummary, float, float, float]:
+    comparison = pair.comparison
+    gain, low, high = comparison.difference, comparison.interval.low, comparison.interval.high
+    # At a tie the order of the names decides, so that exchanging the two changes nothing.
+    if gain > 0 or (gain == 0 and pair.first.label < pair.second.label):
+        return pair.first, pair.second, gain, low, high
+    return pair.second, pair.first, -gain, -high, -low
+
+
+def _other_pairs(pairs: list[PairSummary]) -> list[str]:
+    """One sentence for all pairs but the headline's."""
+    if not pairs:
+        return []
+    shown, hidden = [], []
+    for pair in pairs:
+        leader, other, gain, *_ = _from_the_leader(pair)
+        if is_shown(pair):
+            size = f"{say.points(gain).lstrip('+')} points, {say.p_value(pair.p_value)}"
+            shown.append(f"{leader.label} scored higher than {other.label} ({size})")
+        else:
+            hidden.append(f"{leader.label} against {other.label} ({say.p_value(pair.p_value)})")
+    sentences = []
+    if shown:
+        sentences.append(f"Of the other pairs, {say.listed(shown)}.")
+    if hidden:
+        sentences.append(f"No difference could be shown for {say.listed(hidden)}.")
+    total = len(pairs) + 1
+    return [*sentences, f"All p-values are corrected for {total} comparisons (Holm)."]
+
+
+def _against_base(summary: Summary) -> list[str]:
+    base = say.percent(summary.results.base.accuracy)
+    parts = [
+        f"{method.label} {say.points(method.over_base.difference)} "
+        f"({say.points_interval(method.over_base.interval)})"
+        for method in summary.methods
+    ]
+    return [f"Points above the untuned model's {base}: {say.listed(parts)}."]
+
+
+def _cost(pair: PairSummary) -> list[str]:
+    """What the first method costs beside the second; only what was measured."""
+    first, second = pair.first, pair.second
+    parts = []
+    if first.step_time_s is not None and second.step_time_s:
+        parts.append(f"{first.step_time_s / second.step_time_s:.2f} times the step time")
+    if first.temp_bytes is not None and second.temp_bytes:
+        parts.append(f"{first.temp_bytes / second.temp_bytes:.2f} times the temporary memory")
+    if second.trainable_parameters:
+        times = first.trainable_parameters / second.trainable_parameters
+        parts.append(f"{times:.2f} times the trained parameters")
+    if not parts:
+        return []
+    return [f"{first.label} took {say.listed(parts)} of {second.label}."]
+
+
+def _magnitude_cautions(summary: Summary) -> list[Caution]:
+    found = []
+    for evidence in summary.magnitudes:
+        run = f"{method_label(evidence.run.method)}, seed {evidence.run.seed}"
+        if evidence.parameters == 0:
+            text = f"NOT ON: {run} has no magnitude parameters: there was nothing to train."
+        elif evidence.moved is False:
+            text = (
+                f"NOT ON: {run} has {evidence.parameters:,} magnitude parameters, but their "
+                "recorded drift is never above zero: they were not trained."
+            )
+        elif evidence.moved is None:
+            text = f"{run}: no magnitude drift was recorded, so it is not shown to be on."
+        else:
+            continue
+        found.append(Caution(text, grave=evidence.off))
+    return found
+
+
+def _twin_cautions(summary: Summary) -> list[Caution]:
+    """Methods whose losses agree to the last bit are one method: a switch without effect."""
+    found = []
+    for pair in summary.pairs:
+        losses = {run.seed: [point.loss for point in run.history] for run in pair.second.runs}
+        for run in pair.first.runs:
+            own = [point.loss for point in run.history]
+            if len(own) > 1 and own == losses.get(run.seed):
+                text = (
+                    f"NOT ON: {pair.first.label} and {pair.second.label} with seed {run.seed} have "
+                    "the same loss at every step: the choice of method had no effect."
+                )
+                found.append(Caution(text, grave=True))
+    return found
+
+
+def _divergence_cautions(summary: Summary) -> list[str]:
+    return [
+        f"{method.label}, seed {run.seed}: the training loss was not finite; the run diverged."
+        for method in summary.methods
+        for run in method.runs
+        if any(not math.isfinite(point.loss) for point in run.history)
+    ]
+
+
+def _seed_cautions(summary: Summary) -> list[str]:
+    found = []
+    if len({method.seeds for method in summary.methods}) > 1:
+        parts = [f"{m.label} {say.listed([str(s) for s in m.seeds])}" for m in summary.methods]
+        found.append(f"Not the same seeds ({'; '.join(parts)}): only shared ones are compared.")
+    if summary.headline is not None and summary.headline.comparison.seeds == 2:
+        found.append("Two seeds say little about the luck of the seed: take three or more.")
+    return found
+
+
+def _range_cautions(summary: Summary) -> list[str]:
+    found = []
+    chance = summary.results.data.chance
+    stuck = [m.label for m in summary.methods if m.over_base.interval.low <= 0]
+    if stuck:
+        found.append(
+            f"No gain over the untuned model is shown for {say.listed(stuck)}: such a comparison "
+            "says little about the methods. Train longer, or try other rates or another task."
+        )
+    guessing = [m.label for m in summary.methods if chance is not None and chance in m.interval]
+    if guessing:
+        found.append(
+            f"{say.listed(guessing)}: not distinguishable from guessing ({say.percent(chance)})."
+        )
+    if min(method.accuracy for method in summary.methods) > CEILING:
+        found.append(f"Every method is above {100 * CEILING:.0f} %: the task is too easy to tell.")
+    return found
+
+
+def _search_cautions(summary: Summary) -> list[str]:
+    found = []
+    counts = {}
+    for method in summary.methods:
+        trials = [t for t in summary.results.search if t.method == method.method]
+        counts[method.label] = len(trials)
+        rates = sorted(trial.learning_rate for trial in trials)
+        for trial in trials:
+            if trial.chosen and len(rates) > 1 and trial.learning_rate in (rates[0], rates[-1]):
+                end = "lowest" if trial.learning_rate == rates[0] else "highest"
+                found.append(
+                    f"The learning rate chosen for {method.label}, "
+                    f"{say.learning_rate(trial.learning_rate)}, is the {end} of those tried: a "
+                    "better one may lie beyond."
+                )
+    if len(set(counts.values())) > 1:
+        parts = [f"{label} {number}" for label, number in counts.items()]
+        found.append(f"Not the same number of learning rates was tried: {say.listed(parts)}.")
+    return found
+
+
+def _skipped_cautions(summary: Summary) -> list[str]:
+    """Rows missing from the evaluation change what is measured; those of other splits do not."""
+    return [
+        f"{sum(reasons.values()):,} rows were left out of the evaluation ({', '.join(reasons)})."
+        for split, reasons in summary.results.data.skipped.items()
+        if split.startswith("eval") and any(reasons.values())
+    ]

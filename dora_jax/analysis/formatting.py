@@ -1,0 +1,116 @@
+"""Numbers as the report and the terminal write them.
+
+A figure that was not measured is an en dash. The sign is always shown for differences, with a true
+minus. Numbers and their units are held together by no-break spaces.
+"""
+
+import math
+from collections.abc import Callable
+
+from dora_jax.analysis.statistics import Interval
+
+MISSING = "\N{EN DASH}"
+NBSP = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.663 -> "66.3 %"."""
+    return _or_missing(share, lambda value: f"{_signed(100 * value, digits)}{NBSP}%")
+
+
+def percent_interval(interval: Interval) -> str:
+    """Interval(0.621, 0.702) -> "62.1 to 70.2 %"."""
+    return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}{NBSP}%"
+
+
+def points(difference: float | None) -> str:
+    """A difference of two shares in percentage points, with its sign: 0.023 -> "+2.3"."""
+    return _or_missing(difference, lambda value: _signed(100 * value, 1, plus="+"))
+
+
+def points_interval(interval: Interval | None) -> str:
+    """Interval(-0.004, 0.042) -> "-0.4 to +4.2", with a true minus."""
+    return MISSING if interval is None else f"{points(interval.low)} to {points(interval.high)}"
+
+
+def p_value(value: float | None) -> str:
+    """0.0214 -> "p = 0.021"; very small and large ones are bounded, not spelled out."""
+    if value is None:
+        return MISSING
+    if value < 0.001:
+        return f"p{NBSP}<{NBSP}0.001"
+    if value > 0.995:
+        return f"p{NBSP}>{NBSP}0.99"
+    return f"p{NBSP}={NBSP}{value:.2f}" if value >= 0.1 else f"p{NBSP}={NBSP}{value:.3f}"
+
+
+def count(number: int | None) -> str:
+    """1234567 -> "1,234,567"."""
+    return MISSING if number is None else f"{number:,}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A loss and the like: 1.23456 -> "1.235"."""
+    return _or_missing(value, lambda v: _signed(v, digits))
+
+
+def learning_rate(value: float | None) -> str:
+    """0.0005 -> "0.0005", 0.00002 -> "2e-05"."""
+    return _or_missing(value, lambda v: f"{v:g}")
+
+
+def ratio(value: float | None) -> str:
+    """1.0366 -> "×1.04"."""
+    return _or_missing(value, lambda v: f"{TIMES}{v:.2f}")
+
+
+def byte_size(size: int | None) -> str:
+    """Decimal units: 1310000000 -> "1.31 GB"."""
+    if size is None:
+        return MISSING
+    for unit, power in (("GB", 9), ("MB", 6), ("kB", 3)):
+        if abs(size) >= 10**power:
+            value = size / 10**power
+            return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}{NBSP}{unit}"
+    return f"{size}{NBSP}B"
+
+
+def duration(seconds: float | None) -> str:
+    """From milliseconds to hours: "84.2 ms", "2.31 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds is None or not math.isfinite(seconds):
+        return _or_missing(seconds, str)
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g}{NBSP}ms"
+    if seconds < 99.95:
+        return f"{seconds:.3g}{NBSP}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{NBSP}min{NBSP}{rest:02d}{NBSP}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}{NBSP}h{NBSP}{minutes:02d}{NBSP}min"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """(1, "seed") -> "1 seed"; (3, "seed") -> "3 seeds"."""
+    return f"{number:,}{NBSP}{one if number == 1 else many or one + 's'}"
+
+
+def listed(words: list[str]) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def _or_missing(value: float | None, write: Callable[[float], str]) -> str:
+    if value is None:
+        return MISSING
+    return write(value) if math.isfinite(value) else "not finite"
+
+
+def _signed(value: float, digits: int, plus: str = "") -> str:
+    """Write with a true minus and, where asked, a plus; what rounds to zero has no sign."""
+    size = f"{abs(value):.{digits}f}"
+    if float(size) == 0:
+        return size
+    return (MINUS if value < 0 else plus) + size

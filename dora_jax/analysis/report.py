@@ -1,0 +1,121 @@
+"""The report of a comparison: one HTML file that needs nothing else, for screen and paper."""
+
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from dora_jax.analysis import formatting, plots
+from dora_jax.analysis.atomic import write_text
+from dora_jax.analysis.conclusions import cautions, conclude, is_shown
+from dora_jax.analysis.plots import Plot
+from dora_jax.analysis.results import ComparisonResults, RunResult
+from dora_jax.analysis.summary import METRIC_LABELS, method_label, summarize
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("dora_jax.analysis"),
+    autoescape=True,  # names of models, tasks and methods are other people's text
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+def write_report(results: ComparisonResults, path: str | Path) -> Path:
+    """Write the report of `results` to `path`, in one step.
+
+    Args:
+        results: what the comparison measured.
+        path: the HTML file.
+
+    Returns:
+        The path written.
+
+    Raises:
+        DoraError: when the file cannot be written.
+    """
+    return write_text(path, render_report(results))
+
+
+def render_report(results: ComparisonResults) -> str:
+    """Return the report as a complete HTML document without outside references."""
+    summary = summarize(results)
+    template = _TEMPLATES.get_template("report.html.jinja")
+    return template.render(
+        say=formatting,
+        results=results,
+        summary=summary,
+        conclusion=conclude(summary),
+        cautions=cautions(summary),
+        colours=plots.method_colours(summary),
+        finished=_readable_time(results.finished),
+        metric=METRIC_LABELS[results.data.metric],
+        plots={
+            "accuracy": plots.accuracy_plot(summary),
+            "difference": plots.difference_plot(summary),
+            "loss": plots.loss_plot(summary),
+            "drift": plots.drift_plot(summary),
+            "direction": plots.direction_plot(summary),
+            "search": plots.search_plot(summary),
+        },
+        settings=list(_flattened(results.settings)),
+        environment=list(_flattened(results.environment)),
+        skipped=[
+            (split, reason, count)
+            for split, reasons in results.data.skipped.items()
+            for reason, count in reasons.items()
+        ],
+        is_shown=is_shown,
+        label=method_label,
+        last_drift=_last_drift,
+        last_loss=_last_loss,
+        drawn=_drawn,
+    )
+
+
+def _drawn(plot: Plot) -> Markup:
+    """Mark a plot's SVG as markup; matplotlib has escaped the text in it."""
+    return Markup(plot.svg)
+
+
+def _readable_time(text: str) -> str:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return text
+    return f"{time:%Y-%m-%d %H:%M} {time.tzname() or ''}".rstrip()
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield nested settings as ("optim.learning_rate", "0.001") pairs."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _written(value)
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(_written(item) for item in value) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_written(item)}" for key, item in value.items()) or "none"
+    return str(value)
+
+
+def _last_drift(run: RunResult) -> float | None:
+    drifts = [p.magnitude_drift for p in run.history if p.magnitude_drift is not None]
+    return drifts[-1] if drifts else None
+
+
+def _last_loss(run: RunResult) -> float | None:
+    return run.history[-1].loss if run.history else None

@@ -1,0 +1,280 @@
+"""What one `dora-jax compare` found, as it is stored in `results.json`.
+
+Plain facts only: every interval, ratio and sentence of the report is computed from these, so that a
+report can be written again, or with better statistics, from an old file.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dora_jax.analysis.atomic import write_text
+from dora_jax.analysis.records import FieldError, decode, encode
+from dora_jax.errors import DoraError
+
+METRICS = ("accuracy", "exact_match")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that was tuned: its name, where its weights came from, its parameter count."""
+
+    name: str
+    source: str
+    parameters: int
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """The data: rows of each split, the score of guessing, and what was left out and why.
+
+    Attributes:
+        task: the task's name.
+        train_rows: rows trained on.
+        validation_rows: rows that chose the learning rates.
+        eval_rows: rows that every method is scored on.
+        metric: "accuracy" (of a choice between options) or "exact_match" (of a written answer).
+        chance: what guessing scores, 0 to 1, where there are options.
+        skipped: rows left out, `{split: {reason: count}}`.
+    """
+
+    task: str
+    train_rows: int
+    validation_rows: int
+    eval_rows: int
+    metric: str = "accuracy"
+    chance: float | None = None
+    skipped: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise FieldError("metric", f"must be one of {', '.join(METRICS)}, got {self.metric!r}")
+        if self.chance is not None:
+            _check_fraction("chance", self.chance)
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One evaluated row, in the order of every `correct`."""
+
+    task: str = ""
+
+
+@dataclass(frozen=True)
+class BaseResult:
+    """The untuned model's score; `correct` holds 0 or 1 for each evaluated row."""
+
+    accuracy: float
+    correct: tuple[int, ...]
+    loss: float | None = None
+
+    def __post_init__(self) -> None:
+        _freeze_correct(self, self.correct, self.accuracy)
+
+
+@dataclass(frozen=True)
+class SearchTrial:
+    """One learning rate tried for one method on the validation split."""
+
+    method: str
+    learning_rate: float
+    steps: int
+    chosen: bool
+    validation_accuracy: float | None = None
+    validation_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise FieldError("learning_rate", f"must be above 0, got {self.learning_rate!r}")
+        if self.validation_accuracy is not None:
+            _check_fraction("validation_accuracy", self.validation_accuracy)
+
+
+@dataclass(frozen=True)
+class HistoryPoint:
+    """Training at one step.
+
+    Attributes:
+        step: optimizer steps done.
+        loss: training loss of the step.
+        grad_norm: global norm of the gradient.
+        learning_rate: the schedule's value.
+        magnitude_drift: mean over all magnitudes of |m / m0 - 1|; None where none are trained.
+        direction_change: mean over columns of 1 - cos(W', W); None where it was not measured.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    magnitude_drift: float | None = None
+    direction_change: float | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One method trained with one seed, then scored on the evaluated rows.
+
+    Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
+    compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held.
+    """
+
+    method: str
+    seed: int
+    learning_rate: float
+    accuracy: float
+    correct: tuple[int, ...]
+    trainable_parameters: int
+    magnitude_parameters: int
+    loss: float | None = None
+    step_time_s: float | None = None
+    temp_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    compile_s: float | None = None
+    train_seconds: float | None = None
+    history: tuple[HistoryPoint, ...] = ()
+
+    def __post_init__(self) -> None:
+        _freeze_correct(self, self.correct, self.accuracy)
+        object.__setattr__(self, "history", tuple(self.history))
+
+
+@dataclass(frozen=True)
+class ComparisonResults:
+    """Everything that one comparison measured; see the module's docstring.
+
+    Attributes:
+        name: the experiment's name.
+        command: the command line that made it, to run it again.
+        finished: when it ended, ISO 8601.
+        settings: the resolved config, nested.
+        environment: versions, devices, git commit and the like.
+        model: the model.
+        data: the data.
+        eval_rows: the evaluated rows, in order.
+        base: the untuned model's score.
+        runs: each method with each seed.
+        search: the learning rates tried.
+
+    Raises:
+        ValueError: when the parts contradict each other (a `FieldError`, naming the field).
+    """
+
+    name: str
+    command: str
+    finished: str
+    model: ModelInfo
+    data: DataInfo
+    eval_rows: tuple[EvalRow, ...]
+    base: BaseResult
+    runs: tuple[RunResult, ...]
+    search: tuple[SearchTrial, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("eval_rows", "runs", "search"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        rows = len(self.eval_rows)
+        if rows == 0:
+            raise FieldError("eval_rows", "is empty: nothing was evaluated")
+        if self.data.eval_rows != rows:
+            raise FieldError(
+                "data.eval_rows", f"is {self.data.eval_rows}, but eval_rows has {rows} rows"
+            )
+        if not self.runs:
+            raise FieldError("runs", "is empty: no method was trained")
+        _check_length("base.correct", self.base.correct, rows)
+        seen: dict[tuple[str, int], int] = {}
+        for i, run in enumerate(self.runs):
+            _check_length(f"runs[{i}].correct", run.correct, rows)
+            first = seen.setdefault((run.method, run.seed), i)
+            if first != i:
+                raise FieldError(
+                    f"runs[{i}]",
+                    f"repeats method {run.method!r} with seed {run.seed}, as runs[{first}] has",
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain JSON values.
+
+        Raises:
+            FieldError: when settings or environment hold something that JSON cannot.
+        """
+        return encode(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "ComparisonResults":
+        """Build it from plain JSON values.
+
+        Raises:
+            FieldError: naming the field that is missing, unknown, mistyped or contradictory.
+        """
+        return decode(cls, values)
+
+    def to_json(self, path: str | Path) -> Path:
+        """Write it to `path` in one step: a reader never sees half a file.
+
+        Raises:
+            FieldError: as `to_dict`.
+            DoraError: when the file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        return write_text(path, text + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> "ComparisonResults":
+        """Read it from `path`.
+
+        Raises:
+            DoraError: naming the file, and the line or field at fault.
+        """
+        path = Path(path)
+        again = "Run `dora-jax compare` again to make it anew."
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise DoraError(
+                f"{path}: could not be read ({error.strerror or error}). It is the file that "
+                "`dora-jax compare` leaves in its run folder: check the path."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DoraError(f"{path}: is not a text file in UTF-8 ({error}). {again}") from error
+        except json.JSONDecodeError as error:
+            raise DoraError(
+                f"{path}, line {error.lineno}, column {error.colno}: is not complete JSON "
+                f"({error.msg}). {again}"
+            ) from error
+        try:
+            return cls.from_dict(values)
+        except FieldError as error:
+            where = f"field {error.field}" if error.field else "the top level"
+            raise DoraError(f"{path}: {where} {error.problem}. {again}") from error
+
+
+def _freeze_correct(result: object, correct: Sequence[int], accuracy: float) -> None:
+    """Store `correct` as a tuple of ints, and check it against `accuracy`."""
+    object.__setattr__(result, "correct", tuple(int(value) for value in correct))
+    for i, value in enumerate(correct):
+        if value not in (0, 1):
+            raise FieldError(f"correct[{i}]", f"must be 0 or 1, got {value!r}")
+    _check_fraction("accuracy", accuracy)
+    share = sum(correct) / len(correct) if len(correct) else 0.0
+    # float32 accuracies agree to about 1e-7; a wrong count differs by one row, 1e-5 at the least.
+    if abs(share - accuracy) > 1e-6:
+        raise FieldError(
+            "accuracy", f"is {accuracy!r}, but {sum(correct)} of {len(correct)} rows are correct"
+        )
+
+
+def _check_fraction(name: str, value: float) -> None:
+    if not (math.isfinite(value) and 0.0 <= value <= 1.0):
+        raise FieldError(name, f"must be between 0 and 1, got {value!r}")
+
+
+def _check_length(name: str, correct: Sequence[int], rows: int) -> None:
+    if len(correct) != rows:
+        raise FieldError(name, f"has {len(correct)} values, but eval_rows has {rows} rows")

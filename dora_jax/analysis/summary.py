@@ -1,0 +1,259 @@
+"""The figures of a comparison, computed once for the report and for the terminal."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from dora_jax.analysis.results import ComparisonResults, RunResult
+from dora_jax.analysis.statistics import (
+    Interval,
+    PairedComparison,
+    Scores,
+    accuracy_interval,
+    compare_paired,
+    difference_interval,
+    holm,
+)
+
+LABELS = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "magnitude": "Magnitude only",
+    "full": "Full fine-tuning",
+}
+
+METRIC_LABELS = {"accuracy": "Accuracy", "exact_match": "Exact match"}
+
+
+@dataclass(frozen=True)
+class OverBase:
+    """A method's accuracy above the untuned model's, with its interval."""
+
+    difference: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method over its seeds; a figure that no run has is None.
+
+    `loss`, `train_seconds` and `compile_s` are means over seeds, `step_time_s` is the median of the
+    runs' medians, memory the largest. Ratios are to the reference method (LoRA where there is one).
+    """
+
+    method: str
+    label: str
+    runs: tuple[RunResult, ...]
+    accuracy: float
+    interval: Interval
+    over_base: OverBase
+    loss: float | None
+    trainable_parameters: int
+    magnitude_parameters: int
+    step_time_s: float | None
+    step_time_ratio: float | None
+    temp_bytes: int | None
+    temp_ratio: float | None
+    peak_rss_bytes: int | None
+    compile_s: float | None
+    train_seconds: float | None
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.seed for run in self.runs)
+
+
+@dataclass(frozen=True)
+class PairSummary:
+    """`first` against `second` on the seeds that both have; positive means that `first` is better.
+
+    `p_value` is the comparison's own, adjusted by Holm's method for the number of pairs.
+    """
+
+    first: MethodSummary
+    second: MethodSummary
+    comparison: PairedComparison
+    p_value: float
+
+
+@dataclass(frozen=True)
+class MagnitudeEvidence:
+    """Whether a run that should train magnitudes did.
+
+    Attributes:
+        run: the run.
+        parameters: magnitudes trained.
+        drift: the last recorded mean of |m / m0 - 1|; None where none was recorded.
+        moved: whether any recorded drift is above zero (and finite); None where none was recorded.
+    """
+
+    run: RunResult
+    parameters: int
+    drift: float | None
+    moved: bool | None
+
+    @property
+    def off(self) -> bool:
+        """Whether the run shows that its magnitudes were not trained."""
+        return self.parameters == 0 or self.moved is False
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """One task of the evaluated rows; `difference` is that of the headline pair."""
+
+    task: str
+    rows: int
+    base: float
+    accuracies: dict[str, float]
+    difference: float | None
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All figures of one comparison, methods in the order of display.
+
+    `pairs` holds every pair of methods; `headline` is DoRA against LoRA where both were run, else
+    the first pair, or None with a single method.
+    """
+
+    results: ComparisonResults
+    base_interval: Interval
+    methods: tuple[MethodSummary, ...]
+    reference: MethodSummary
+    pairs: tuple[PairSummary, ...]
+    headline: PairSummary | None
+    magnitudes: tuple[MagnitudeEvidence, ...]
+    tasks: tuple[TaskSummary, ...]
+
+
+def method_label(method: str) -> str:
+    """Return a method's name as people write it."""
+    return LABELS.get(method, method)
+
+
+def trains_magnitudes(method: str) -> bool:
+    """Whether a method of this name is one that trains magnitudes."""
+    return method == "magnitude" or "dora" in method.lower()
+
+
+def summarize(results: ComparisonResults) -> Summary:
+    """Compute every figure that the report and the terminal show."""
+    names = list(dict.fromkeys(run.method for run in results.runs))
+    known = list(LABELS)
+    # LoRA first, since the others are held against it; unknown methods as they came.
+    names.sort(key=lambda name: known.index(name) if name in known else len(known))
+    grouped = {name: [run for run in results.runs if run.method == name] for name in names}
+    base = np.array([results.base.correct])
+    reference_runs = grouped[names[0]]
+    methods = tuple(_method(name, grouped[name], base, reference_runs) for name in names)
+    pairs = _pairs(methods)
+    headline = next(
+        (p for p in pairs if (p.first.method, p.second.method) == ("dora", "lora")), None
+    )
+    if headline is None and pairs:
+        headline = pairs[0]
+    return Summary(
+        results=results,
+        base_interval=accuracy_interval(base),
+        methods=methods,
+        reference=methods[0],
+        pairs=pairs,
+        headline=headline,
+        magnitudes=tuple(_evidence(run) for run in results.runs if trains_magnitudes(run.method)),
+        tasks=_tasks(results, methods, headline),
+    )
+
+
+def _method(
+    name: str, runs: list[RunResult], base: Scores, reference: list[RunResult]
+) -> MethodSummary:
+    runs = sorted(runs, key=lambda run: run.seed)
+    correct = _scores(runs)
+    over_base = (correct - base).astype(np.float64)
+    step_time = _over(statistics.median, (run.step_time_s for run in runs))
+    temp_bytes = _over(max, (run.temp_bytes for run in runs))
+    peak = _over(max, (run.peak_rss_bytes for run in runs))
+    return MethodSummary(
+        method=name,
+        label=method_label(name),
+        runs=tuple(runs),
+        accuracy=float(correct.mean()),
+        interval=accuracy_interval(correct),
+        over_base=OverBase(float(over_base.mean()), difference_interval(over_base)),
+        loss=_over(statistics.fmean, (run.loss for run in runs)),
+        trainable_parameters=max(run.trainable_parameters for run in runs),
+        # The smallest: one run without magnitudes must not hide behind the others.
+        magnitude_parameters=min(run.magnitude_parameters for run in runs),
+        step_time_s=step_time,
+        step_time_ratio=_ratio(
+            step_time, _over(statistics.median, (run.step_time_s for run in reference))
+        ),
+        temp_bytes=None if temp_bytes is None else int(temp_bytes),
+        temp_ratio=_ratio(temp_bytes, _over(max, (run.temp_bytes for run in reference))),
+        peak_rss_bytes=None if peak is None else int(peak),
+        compile_s=_over(statistics.fmean, (run.compile_s for run in runs)),
+        train_seconds=_over(statistics.fmean, (run.train_seconds for run in runs)),
+    )
+
+
+def _pairs(methods: tuple[MethodSummary, ...]) -> tuple[PairSummary, ...]:
+    found = []
+    for i, second in enumerate(methods):
+        for first in methods[i + 1 :]:
+            shared = sorted(set(first.seeds) & set(second.seeds))
+            if shared:
+                scores = [
+                    _scores([run for run in method.runs if run.seed in shared])
+                    for method in (first, second)
+                ]
+                found.append((first, second, compare_paired(*scores)))
+    adjusted = holm([comparison.p_value for _, _, comparison in found])
+    return tuple(PairSummary(*pair, p) for pair, p in zip(found, adjusted, strict=True))
+
+
+def _evidence(run: RunResult) -> MagnitudeEvidence:
+    drifts = [p.magnitude_drift for p in run.history if p.magnitude_drift is not None]
+    moved = any(math.isfinite(drift) and drift > 0 for drift in drifts) if drifts else None
+    return MagnitudeEvidence(run, run.magnitude_parameters, drifts[-1] if drifts else None, moved)
+
+
+def _tasks(
+    results: ComparisonResults, methods: tuple[MethodSummary, ...], headline: PairSummary | None
+) -> tuple[TaskSummary, ...]:
+    tasks = np.array([row.task for row in results.eval_rows])
+    rows_of = {task: np.flatnonzero(tasks == task) for task in dict.fromkeys(tasks.tolist())}
+    base = np.array(results.base.correct)
+    scores = {method.method: _scores(list(method.runs)) for method in methods}
+    found = []
+    for task, rows in rows_of.items():
+        difference = interval = None
+        if headline is not None:
+            shared = set(headline.first.seeds) & set(headline.second.seeds)
+            first, second = (
+                _scores([run for run in method.runs if run.seed in shared])[:, rows]
+                for method in (headline.first, headline.second)
+            )
+            table = (first - second).astype(np.float64)
+            difference, interval = float(table.mean()), difference_interval(table)
+        accuracies = {name: float(table[:, rows].mean()) for name, table in scores.items()}
+        base_accuracy = float(base[rows].mean())
+        found.append(TaskSummary(task, len(rows), base_accuracy, accuracies, difference, interval))
+    return tuple(found)
+
+
+def _scores(runs: list[RunResult]) -> Scores:
+    return np.array([run.correct for run in sorted(runs, key=lambda run: run.seed)])
+
+
+def _over(reduce: Callable[[list[float]], float], values: Iterable[float | None]) -> float | None:
+    present = [value for value in values if value is not None]
+    return reduce(present) if present else None
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None

@@ -1,0 +1,241 @@
+"""The `dora-jax` command: thin; each command's work is elsewhere."""
+
+import contextlib
+import dataclasses
+import errno
+import importlib.util
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dora_jax.errors import DoraError
+from dora_jax.spec import nearest
+
+_MISSING = "dora-jax needs its command-line extra: pip install 'dora-jax[experiments]'"
+try:
+    import rich.console
+    import tyro
+except ImportError as error:
+    raise SystemExit(f"{_MISSING} ({error})") from error
+
+from dora_jax.training.config import ExperimentConfig  # noqa: E402 - needs what is checked above
+
+_USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
+
+  dora-jax compare CONFIG.py [--FIELD VALUE ...]    train every method, evaluate, report
+  dora-jax train CONFIG.py [--FIELD VALUE ...]      train one adapter
+  dora-jax evaluate CONFIG.py [--adapter FOLDER]    score the base model, or an adapter
+  dora-jax generate --prompt TEXT [--adapter FOLDER]
+  dora-jax merge --adapter FOLDER --out FOLDER      a plain Hugging Face folder
+  dora-jax models [--pull NAME]                     known models, and what is cached
+
+Any of them takes --help. Runs go to runs/; the same command again continues an interrupted one."""
+
+
+@dataclass(frozen=True)
+class GenerateArgs:
+    """Answer a prompt with the base model or an adapter."""
+
+    prompt: str
+    """What to answer."""
+    adapter: Path | None = None
+    """An adapter's folder, or the part of a run that holds one; none takes the base model."""
+    model: str = "smollm2-135m-instruct"
+    """The base model, where no adapter names it."""
+    template: str | None = None
+    """plain, chat or alpaca; by default the adapter's own, or chat for a base model."""
+    max_new_tokens: int = 64
+    """Tokens to generate, at most."""
+    temperature: float = 0.0
+    """0 is greedy; higher values sample."""
+    seed: int = 0
+    """Of the sampling."""
+
+
+@dataclass(frozen=True)
+class MergeArgs:
+    """Write a plain Hugging Face folder with an adapter merged into the weights."""
+
+    adapter: Path
+    """An adapter's folder, or the part of a run that holds one."""
+    out: Path
+    """The folder to write; must not exist, or be empty."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the written weights; the arithmetic is float32 and rounded once."""
+
+
+@dataclass(frozen=True)
+class ModelsArgs:
+    """List the models known by name, and which are cached."""
+
+    pull: str | None = None
+    """Fetch this model into the cache."""
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Score the base model, or an adapter, on the evaluation rows of an experiment."""
+
+    config: ExperimentConfig
+    """The experiment whose data and model are used."""
+    adapter: Path | None = None
+    """An adapter's folder, or the part of a run that holds one; none takes the base model."""
+
+
+def load_experiment(path: str) -> ExperimentConfig:
+    """Run an experiment file and return its `config`.
+
+    Raises:
+        DoraError: when the file is missing, fails, or sets no ExperimentConfig.
+    """
+    file = Path(path)
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path(".")
+        others = [str(p) for p in sorted(folder.glob("*.py")) if p.name != "__init__.py"]
+        hint = f"; in {folder} there are: {', '.join(others)}" if others else ""
+        raise DoraError(f"{path}: no such experiment file{nearest(path, others)}{hint}")
+    spec = importlib.util.spec_from_file_location("experiment", file)
+    if spec is None or spec.loader is None:
+        raise DoraError(f"{path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except DoraError as error:
+        raise DoraError(f"{path}: {error}") from None
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        where = f"{path}, line {frames[-1].lineno}" if frames else path
+        raise DoraError(f"{where}: {type(error).__name__}: {error}") from error
+    config = getattr(module, "config", None)
+    if not isinstance(config, ExperimentConfig):
+        raise DoraError(f"{path}: must set `config = ExperimentConfig(...)`")
+    return config
+
+
+def _config_and_overrides(command: str, argv: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
+    if not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help")):
+        raise DoraError(
+            f"dora-jax {command} needs an experiment file first, such as "
+            f"experiments/quickstart.py: dora-jax {command} CONFIG.py [--FIELD VALUE]"
+        )
+    if argv[0] in ("-h", "--help"):
+        return ExperimentConfig(), ["--help"]
+    return load_experiment(argv[0]), list(argv[1:])
+
+
+def _parse_experiment(command: str, argv: Sequence[str]) -> ExperimentConfig:
+    config, overrides = _config_and_overrides(command, argv)
+    return tyro.cli(
+        ExperimentConfig, default=config, args=overrides, prog=f"dora-jax {command} CONFIG.py"
+    )
+
+
+def _compare(argv: Sequence[str]) -> None:
+    config = _parse_experiment("compare", argv)
+    from dora_jax.compare import compare
+
+    compare(config, command=shlex.join(["dora-jax", "compare", *argv]))
+
+
+def _train(argv: Sequence[str]) -> None:
+    config = _parse_experiment("train", argv)
+    from dora_jax.compare import train
+
+    train(config, command=shlex.join(["dora-jax", "train", *argv]))
+
+
+def _evaluate(argv: Sequence[str]) -> None:
+    config, overrides = _config_and_overrides("evaluate", argv)
+    args = tyro.cli(
+        tyro.conf.OmitArgPrefixes[EvaluateArgs],
+        default=EvaluateArgs(config),
+        args=overrides,
+        prog="dora-jax evaluate CONFIG.py",
+    )
+    from dora_jax.compare import evaluate
+
+    for line in evaluate(args.config, args.adapter):
+        print(line)
+
+
+def _generate(argv: Sequence[str]) -> None:
+    args = tyro.cli(GenerateArgs, args=list(argv), prog="dora-jax generate")
+    from dora_jax.answer import answer
+
+    print(answer(**dataclasses.asdict(args)))
+
+
+def _merge(argv: Sequence[str]) -> None:
+    args = tyro.cli(MergeArgs, args=list(argv), prog="dora-jax merge")
+    from dora_jax.checkpoint.merge import merge_to_hf
+
+    merge_to_hf(args.adapter, args.out, args.dtype)
+    print(f"merged model written to {args.out}")
+
+
+def _models(argv: Sequence[str]) -> None:
+    args = tyro.cli(ModelsArgs, args=list(argv), prog="dora-jax models")
+    from dora_jax.checkpoint import hub
+
+    if args.pull is not None:
+        hub.pull(args.pull)
+    for model in hub.list_models():
+        print(model)
+
+
+_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "compare": _compare,
+    "train": _train,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "merge": _merge,
+    "models": _models,
+}
+
+
+@contextlib.contextmanager
+def _errors_in_words() -> Iterator[None]:
+    """Turn what a user can cause into one message and an exit code that is not zero."""
+    console = rich.console.Console(stderr=True)
+
+    def fail(text: str, code: int) -> None:
+        console.print("error:", style="bold red", end=" ")
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        raise SystemExit(code)
+
+    try:
+        yield
+    except DoraError as error:
+        fail(str(error), 1)
+    except KeyboardInterrupt:
+        fail("interrupted; run the same command again to continue where it stopped", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        place = f"{error.filename}: " if error.filename else ""
+        fail(f"{place}{error.strerror}; mend that and run the same command again: it continues", 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exits with 0, or with another code after one clear message."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    with _errors_in_words():
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_USAGE)
+            return
+        if argv[0] not in _COMMANDS:
+            raise DoraError(
+                f"unknown command {argv[0]!r}{nearest(argv[0], _COMMANDS)}; "
+                f"there are {', '.join(_COMMANDS)}"
+            )
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        _COMMANDS[argv[0]](argv[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""The comparison: base, learning-rate search, every method with every seed, results, report.
+
+Each part has a folder of its own and is finished when its `results.json` is there, so an
+interrupted command run again repeats no finished part:
+
+    config.json, environment.json     whose folder this is
+    base/                             the untuned model's score
+    search/dora-lr0.001/              one trial: metrics.jsonl, results.json
+    seed-0/dora/                      one run: metrics.jsonl, adapter/, results.json
+    results.json, report.html         the whole
+
+Every method gets the same data order, initial A, schedule, steps and search budget, and is scored
+on the same rows. Scoring is done with the adapter merged, so one compiled program serves them all.
+"""
+
+import dataclasses
+import datetime
+import functools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+
+from dora_jax.adapters import init_adapters, merge_params
+from dora_jax.analysis.report import write_report
+from dora_jax.analysis.results import (
+    BaseResult,
+    ComparisonResults,
+    ModelInfo,
+    RunResult,
+    SearchTrial,
+)
+from dora_jax.analysis.terminal import print_comparison
+from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, load_model, save_adapter
+from dora_jax.checkpoint.pretrained import Pretrained, load_pretrained
+from dora_jax.evaluation.task import Score, Split, Task, load_task
+from dora_jax.models.llama import Llama
+from dora_jax.partition import Params, count_parameters, partition, trainable_mask
+from dora_jax.spec import AdapterRules, Method
+from dora_jax.training.config import ExperimentConfig
+from dora_jax.training.loop import FitResult, fit
+from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
+from dora_jax.training.runs import (
+    RESULTS_FILE,
+    claim,
+    environment,
+    finish_part,
+    finished_part,
+)
+from dora_jax.training.step import learning_rate_schedule, make_optimizer
+
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """What the parts of a comparison share.
+
+    Attributes:
+        config: the resolved config.
+        pretrained: the model's shape, tokenizer and origin.
+        params: its weights, on the device.
+        task: the data.
+        folder: the run's folder.
+        progress: counts the work.
+    """
+
+    config: ExperimentConfig
+    pretrained: Pretrained
+    params: Params
+    task: Task
+    folder: Path
+    progress: WorkProgress
+
+    def score(self, params: Params, split: Split) -> Score:
+        """Score plain (merged) parameters on a split."""
+        advance = functools.partial(self.progress.advance, detail="scoring")
+        return self.task.score(self.plain, params, split, advance)
+
+    @functools.cached_property
+    def plain(self) -> Llama:
+        """The model without adapters."""
+        return Llama(self.pretrained.config, dtype=jnp.dtype(self.config.model.dtype))
+
+    def adapted(self, rules: AdapterRules) -> Llama:
+        """The model with adapters."""
+        model = self.config.model
+        return Llama(self.pretrained.config, rules, dtype=jnp.dtype(model.dtype), remat=model.remat)
+
+
+def load_weights(config: ExperimentConfig) -> tuple[Pretrained, Params]:
+    """Return the pre-trained model, and its weights on the device in the compute dtype."""
+    pretrained = load_pretrained(config.model.name)
+    dtype = jnp.dtype(config.model.dtype)
+    return pretrained, jax.tree.map(lambda x: jnp.asarray(x, dtype), pretrained.params)
+
+
+def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
+    """Run the whole comparison, or what is left of it, and write and print its report.
+
+    Args:
+        config: the experiment.
+        command: the command line that makes it again, for the report.
+
+    Raises:
+        DoraError: for bad data, a run folder of another config, a diverged run, a full disk.
+    """
+    console = Console(stderr=True)
+    pretrained, params = load_weights(config)
+    task = load_task(config.data, pretrained.tokenizer)
+    for line in task.describe():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    folder = config.run_folder()
+    console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
+    identity = config.settings() | {"weights": pretrained.source, "rows": task.digest()}
+    with claim(folder, "compare", identity):
+        with WorkProgress(_total_work(config, task), console) as progress:
+            bench = Workbench(config, pretrained, params, task, folder, progress)
+            base = _base(bench)
+            trials = [
+                trial for method in config.compare.methods for trial in _search(bench, method)
+            ]
+            rates = {t.method: t.learning_rate for t in trials if t.chosen}
+            runs = [
+                _run(bench, method, seed, rates.get(method, config.optim.learning_rate))
+                for seed in config.seeds
+                for method in config.compare.methods
+            ]
+        results = ComparisonResults(
+            name=config.name,
+            command=command,
+            finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            model=ModelInfo(config.model.name, pretrained.source, count_parameters(params)),
+            data=task.info,
+            eval_rows=task.eval_rows,
+            base=base,
+            runs=tuple(runs),
+            search=tuple(trials),
+            settings=config.settings(),
+            environment=environment(),
+        )
+        write_report(results, folder / REPORT_FILE)
+        results.to_json(folder / RESULTS_FILE)
+    print_comparison(results, Console())
+    console.print(f"report: {folder / REPORT_FILE}", highlight=False, soft_wrap=True)
+    return results
+
+
+def train(config: ExperimentConfig, command: str) -> ComparisonResults:
+    """Train `train.method` alone at `optim.learning_rate`: a comparison with the base model."""
+    alone = dataclasses.replace(config.compare, methods=(config.train.method,), search_steps=0)
+    return compare(dataclasses.replace(config, compare=alone), command)
+
+
+def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
+    """Score the base model, or an adapter, on the config's evaluation rows.
+
+    Returns:
+        Lines for the terminal: the whole, then each task where there are several.
+    """
+    loaded = load_model(config.model.name, adapter)
+    pretrained = loaded.pretrained
+    dtype = jnp.dtype(config.model.dtype)
+    params = loaded.params if loaded.rules is None else merge_params(loaded.params, loaded.rules)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    task = load_task(config.data, pretrained.tokenizer)
+    plain = Llama(pretrained.config, dtype=dtype)
+    with WorkProgress(task.tokens("evaluation")) as progress:
+        progress.part("evaluation")
+        score = task.score(plain, params, "evaluation", progress.advance)
+    lines = [
+        f"{task.info.metric} {score.accuracy:.1%} of {len(score.correct)} rows, "
+        f"loss {score.loss:.4f}"
+    ]
+    by_task: dict[str, list[int]] = {}
+    for row, correct in zip(task.eval_rows, score.correct, strict=True):
+        by_task.setdefault(row.task, []).append(correct)
+    if len(by_task) > 1:
+        lines += [f"  {name}: {sum(c) / len(c):.1%} of {len(c)}" for name, c in by_task.items()]
+    return lines
+
+
+def _total_work(config: ExperimentConfig, task: Task) -> float:
+    def one(steps: int, split: Split) -> float:
+        return TRAIN_PASSES * task.train_tokens(config.train, steps) + task.tokens(split)
+
+    compared, methods = config.compare, len(config.compare.methods)
+    trials = methods * len(compared.learning_rates) if compared.search_steps else 0
+    return (
+        task.tokens("evaluation")
+        + trials * one(compared.search_steps, "validation")
+        + methods * len(config.seeds) * one(config.train.steps, "evaluation")
+    )
+
+
+def _base(bench: Workbench) -> BaseResult:
+    folder = bench.folder / "base"
+    done = finished_part(folder, BaseResult)
+    if done is not None:
+        bench.progress.skip(bench.task.tokens("evaluation"))
+        return done
+    bench.progress.part("base model: evaluation")
+    score = bench.score(bench.params, "evaluation")
+    result = BaseResult(score.accuracy, score.correct, score.loss)
+    finish_part(folder, result)
+    bench.progress.say(f"base model: {score.accuracy:.1%}")
+    return result
+
+
+def _fit(
+    bench: Workbench, method: Method, seed: int, rate: float, steps: int, folder: Path
+) -> tuple[FitResult, AdapterRules]:
+    config = bench.config
+    rules = config.adapter.rules(method)
+    model = bench.adapted(rules)
+    example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    params = init_adapters(bench.params, shapes, rules, jax.random.key(seed))
+    work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
+
+    def on_step(point: Any, _: int) -> None:
+        bench.progress.advance(work, f"step {point.step}/{steps}, loss {point.loss:.3f}")
+
+    result = fit(
+        model,
+        rules,
+        params,
+        bench.task.batches(config.train, seed),
+        make_optimizer(config.optim, rate, steps),
+        learning_rate_schedule(config.optim, rate, steps),
+        steps=steps,
+        seed=seed,
+        folder=folder,
+        checkpoint_every=config.train.checkpoint_every,
+        micro_batches=config.train.micro_batches,
+        dropout=config.adapter.dropout > 0,
+        on_step=on_step,
+    )
+    return result, rules
+
+
+def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
+    """Try every rate on the validation split; the one of least validation loss is chosen."""
+    compared = bench.config.compare
+    if compared.search_steps == 0:
+        return []
+    trials = []
+    for rate in compared.learning_rates:
+        folder = bench.folder / "search" / f"{method}-lr{rate:g}"
+        trial = finished_part(folder, SearchTrial)
+        if trial is None:
+            bench.progress.part(f"search: {method}, learning rate {rate:g}")
+            # Trials use the first seed: the same initial A and data order for every method.
+            seed, steps = bench.config.seeds[0], compared.search_steps
+            result, rules = _fit(bench, method, seed, rate, steps, folder)
+            score = bench.score(merge_params(result.params, rules), "validation")
+            trial = SearchTrial(method, rate, steps, False, score.accuracy, score.loss)
+            finish_part(folder, trial)
+            bench.progress.say(
+                f"search: {method}, learning rate {rate:g}: validation loss {score.loss:.4f}, "
+                f"accuracy {score.accuracy:.1%}"
+            )
+        else:
+            bench.progress.skip(_part_work(bench, compared.search_steps, "validation"))
+        trials.append(trial)
+    best = min(trials, key=_validation_loss)
+    return [dataclasses.replace(trial, chosen=trial is best) for trial in trials]
+
+
+def _validation_loss(trial: SearchTrial) -> float:
+    return math.inf if trial.validation_loss is None else trial.validation_loss
+
+
+def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
+    folder = bench.folder / f"seed-{seed}" / method
+    steps = bench.config.train.steps
+    done = finished_part(folder, RunResult)
+    if done is not None:
+        bench.progress.skip(_part_work(bench, steps, "evaluation"))
+        return done
+    bench.progress.part(f"{method}, seed {seed}, learning rate {rate:g}")
+    result, rules = _fit(bench, method, seed, rate, steps, folder)
+    trainable, _ = partition(result.params, trainable_mask(result.params, rules))
+    info = AdapterInfo(
+        model=bench.config.model.name,
+        source=bench.pretrained.source,
+        method=method,
+        adapter=dataclasses.asdict(bench.config.adapter),
+        prompt=bench.config.data.prompt,
+    )
+    save_adapter(folder / FOLDER, info, trainable)
+    score = bench.score(merge_params(result.params, rules), "evaluation")
+    run = RunResult(
+        method=method,
+        seed=seed,
+        learning_rate=rate,
+        accuracy=score.accuracy,
+        correct=score.correct,
+        loss=score.loss,
+        trainable_parameters=result.trainable_parameters,
+        magnitude_parameters=result.magnitude_parameters,
+        step_time_s=result.step_time_s,
+        temp_bytes=result.temp_bytes,
+        peak_rss_bytes=result.peak_memory_bytes,
+        compile_s=result.compile_s,
+        train_seconds=result.train_seconds,
+        history=result.history,
+    )
+    finish_part(folder, run)
+    bench.progress.say(f"{method}, seed {seed}: {score.accuracy:.1%}")
+    return run
+
+
+def _part_work(bench: Workbench, steps: int, split: Split) -> float:
+    tokens = bench.task.train_tokens(bench.config.train, steps)
+    return TRAIN_PASSES * tokens + bench.task.tokens(split)

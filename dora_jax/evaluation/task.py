@@ -1,0 +1,224 @@
+"""A task ready to train and score on: rows of three splits, encoded, with what was left out."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from dora_jax.analysis.results import DataInfo, EvalRow
+from dora_jax.data.batches import ShuffledBatches, padded_length
+from dora_jax.data.encode import EncodedRow, digest_rows, encode_examples
+from dora_jax.data.examples import Example
+from dora_jax.data.jsonl import read_jsonl
+from dora_jax.data.prompts import get_template
+from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.exact_match import exact_matches, new_tokens
+from dora_jax.evaluation.likelihood import pick, row_length, score_rows
+from dora_jax.models.llama import Llama
+from dora_jax.training.config import DataConfig, TrainConfig
+
+Split = Literal["train", "validation", "evaluation"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a model did on a split.
+
+    Attributes:
+        accuracy: share of the rows answered right.
+        correct: 0 or 1 for each row, in the split's order.
+        loss: mean negative log-likelihood of the right answers' tokens, end token included, nats.
+    """
+
+    accuracy: float
+    correct: tuple[int, ...]
+    loss: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows of three splits and how they are scored.
+
+    Attributes:
+        name: for reports.
+        rows: encoded rows of each split.
+        tokenizer: the model's.
+        batch_size: rows scored at once.
+        skipped: rows left out, `{split: {reason: count}}`.
+    """
+
+    name: str
+    rows: dict[Split, tuple[EncodedRow, ...]]
+    tokenizer: Tokenizer
+    batch_size: int
+    skipped: dict[str, dict[str, int]]
+
+    @property
+    def has_options(self) -> bool:
+        """Whether rows are answered by choosing; else the answer is written freely."""
+        return all(row.options for row in (*self.rows["validation"], *self.rows["evaluation"]))
+
+    @functools.cached_property
+    def info(self) -> DataInfo:
+        """What the report says of the data."""
+        evaluation = self.rows["evaluation"]
+        chance = None
+        if self.has_options:
+            chance = float(np.mean([1 / len(row.options) for row in evaluation]))
+        return DataInfo(
+            task=self.name,
+            train_rows=len(self.rows["train"]),
+            validation_rows=len(self.rows["validation"]),
+            eval_rows=len(evaluation),
+            metric="accuracy" if self.has_options else "exact_match",
+            chance=chance,
+            skipped=self.skipped,
+        )
+
+    @property
+    def eval_rows(self) -> tuple[EvalRow, ...]:
+        """The evaluated rows, in the order of `Score.correct`."""
+        return tuple(EvalRow(row.task) for row in self.rows["evaluation"])
+
+    def digest(self) -> str:
+        """Return a short name of all rows: other data give another one."""
+        return digest_rows([row for split in self.rows.values() for row in split])
+
+    def describe(self) -> list[str]:
+        """Return lines for the terminal: the rows, how they are scored, what was left out."""
+        info = self.info
+        how = "free answers, exact match" if info.chance is None else f"chance {info.chance:.1%}"
+        lines = [
+            f"data: {info.task}; {info.train_rows:,} rows to train on, {info.validation_rows:,} to "
+            f"choose learning rates, {info.eval_rows:,} to evaluate; {how}"
+        ]
+        for split, reasons in self.skipped.items():
+            lines += [f"left out of {split}: {n:,} rows, {why}" for why, n in reasons.items()]
+        return lines
+
+    def batches(self, config: TrainConfig, seed: int) -> ShuffledBatches:
+        """Return the training batches of a seed: the same for every method."""
+        return ShuffledBatches(self.rows["train"], config.batch_size, seed, self.tokenizer.eos_id)
+
+    def train_tokens(self, config: TrainConfig, steps: int) -> float:
+        """Return the number of tokens that so many steps run through the model."""
+        return float(steps * config.batch_size * padded_length(self.rows["train"]))
+
+    def tokens(self, split: Split) -> float:
+        """Return the number of tokens that scoring a split takes: what `score` advances by."""
+        rows = self.rows[split]
+        total = sum(map(row_length, rows))
+        if not self.has_options:
+            total += sum(len(row.prompt) + new_tokens(rows) for row in rows)
+        return float(total)
+
+    def score(
+        self,
+        model: Llama,
+        params: Any,
+        split: Split,
+        advance: Callable[[float], None] = lambda tokens: None,
+    ) -> Score:
+        """Score a model on a split.
+
+        Args:
+            model: the plain model.
+            params: its parameters, adapters merged.
+            split: which rows.
+            advance: called with the number of tokens done.
+        """
+        rows = self.rows[split]
+        scores = score_rows(model, params, rows, self.batch_size, self.tokenizer.eos_id, advance)
+        if self.has_options:
+            pairs = zip(rows, scores, strict=True)
+            correct = [int(pick(row, found) == row.correct) for row, found in pairs]
+        else:
+            correct = exact_matches(model, params, rows, self.batch_size, self.tokenizer, advance)
+        loss = sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
+        return Score(sum(correct) / len(correct), tuple(correct), loss)
+
+
+def load_task(config: DataConfig, tokenizer: Tokenizer) -> Task:
+    """Read and encode the data that a config names.
+
+    Raises:
+        DoraError: for an unreadable file (named, with line and field), an unknown template or
+            relation, or when no row of a split fits into `data.max_length` tokens.
+    """
+    template = get_template(config.prompt)
+    if config.train is None:
+        name, splits, left_out = _world(config)
+    else:
+        name, splits, left_out = _files(config)
+    rows: dict[Split, tuple[EncodedRow, ...]] = {}
+    skipped: dict[str, dict[str, int]] = {}
+    for split, examples in splits.items():
+        fitting, too_long = encode_examples(examples, template, tokenizer, config.max_length)
+        reasons = dict(left_out.get(split, {}))
+        if too_long:
+            reasons[f"longer than data.max_length ({config.max_length} tokens)"] = too_long
+        if not fitting:
+            why = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "there are none"
+            raise DoraError(
+                f"no rows are left for {split} ({why}): give more rows, or raise --data.max-length"
+            )
+        rows[split] = tuple(fitting)
+        if reasons:
+            skipped[split] = reasons
+    return Task(name, rows, tokenizer, config.eval_batch_size, skipped)
+
+
+_Splits = tuple[str, dict[Split, list[Example]], dict[str, dict[str, int]]]
+
+
+def _world(config: DataConfig) -> _Splits:
+    from dora_jax.data.world import DEFAULT_RELATIONS, world_examples
+
+    counts: dict[Split, int] = {
+        "train": config.train_rows,
+        "validation": config.validation_rows,
+        "evaluation": config.eval_rows,
+    }
+    splits = {
+        split: world_examples(config.relations, split, count, config.seed)
+        for split, count in counts.items()
+    }
+    return f"world knowledge ({', '.join(config.relations or DEFAULT_RELATIONS)})", splits, {}
+
+
+def _files(config: DataConfig) -> _Splits:
+    """Read the two files; validation rows are taken from the training file."""
+    assert config.train is not None, "DataConfig checks it"
+    assert config.eval is not None, "DataConfig checks it"
+    evaluation = _sample(read_jsonl(config.eval), config.eval_rows, config.seed)
+    asked = {example.prompt for example in evaluation}
+    given = read_jsonl(config.train)
+    # One row for each prompt: so that no validation prompt is trained on.
+    own = list({e.prompt: e for e in given if e.prompt not in asked}.values())
+    evaluated = sum(example.prompt in asked for example in given)
+    if len(own) < 2:
+        raise DoraError(
+            f"{config.train}: has {len(own)} rows of its own, and needs at least two: one to "
+            "train on and one to choose learning rates by"
+        )
+    validation_rows = min(config.validation_rows, len(own) // 2)
+    chosen = _sample(own, validation_rows + config.train_rows, config.seed)
+    splits: dict[Split, list[Example]] = {
+        "train": chosen[validation_rows:],
+        "validation": chosen[:validation_rows],
+        "evaluation": evaluation,
+    }
+    left_out = {
+        "in the evaluation file too": evaluated,
+        "with a prompt seen before": len(given) - len(own) - evaluated,
+    }
+    reasons = {reason: count for reason, count in left_out.items() if count}
+    return f"{config.train.name}, evaluated on {config.eval.name}", splits, {"train": reasons}
+
+
+def _sample(examples: list[Example], count: int, seed: int) -> list[Example]:
+    order = np.random.default_rng(seed).permutation(len(examples))
+    return [examples[i] for i in order[:count]]

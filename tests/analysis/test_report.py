@@ -1,0 +1,235 @@
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from dora_jax.analysis.report import render_report, write_report
+from dora_jax.analysis.results import EvalRow, HistoryPoint, ModelInfo
+from tests.analysis import sample
+
+VOID = {"meta", "br", "link", "img", "hr", "input", "path", "use"}
+ONE = {"lora": [sample.first(24)], "dora": [sample.first(26)]}
+THREE = {"lora": [sample.first(c) for c in (22, 24, 23)], "dora": [sample.first(25)] * 3}
+METHODS = {**THREE, "magnitude": [sample.first(15)] * 3}
+
+
+class Page(HTMLParser):
+    """Checks nesting, and collects tables, text, attributes and ids."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.text: list[str] = []
+        self.tables: list[list[list[str]]] = []
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open[-1] == tag, f"</{tag}> closes <{self.open[-1]}>"
+        self.open.pop()
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text.append(data)
+        if any(tag in self.open for tag in ("td", "th")):
+            self.tables[-1][-1][-1] += (" " if "small" in self.open else "") + data
+
+    def row(self, table: int, name: str) -> list[str]:
+        found = [row for row in self.tables[table] if row and row[0].strip() == name]
+        assert len(found) == 1, f"{len(found)} rows named {name!r}"
+        return [" ".join(cell.split()) for cell in found[0]]
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.mark.parametrize("scores", [ONE, THREE, METHODS, {"dora": [sample.first(20)]}])
+def test_well_formed_and_self_contained(scores):
+    html = render_report(sample.results(scores))
+    page = Page(html)
+    assert html.startswith("<!DOCTYPE html>")
+    assert "://" not in html
+    assert "@import" not in html
+    assert re.findall(r"url\((?!#)", html) == []
+    assert not {"script", "link", "img", "iframe", "object", "image"} & set(page.tags)
+    for _, name, value in page.attributes:
+        assert name not in ("src", "srcset", "action")
+        assert not name.startswith("on")
+        if name in ("href", "xlink:href"):
+            assert value is not None
+            assert value.startswith("#")
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    images = [
+        (tag, value) for tag, name, value in page.attributes if (name, value) == ("role", "img")
+    ]
+    labels = [value for tag, name, value in page.attributes if (tag, name) == ("div", "aria-label")]
+    assert len(images) == len(labels) == page.tags.count("svg") > 0
+    assert all(labels)
+
+
+def test_figures_of_the_table_are_those_of_the_results():
+    page = Page(sample.plain(render_report(sample.results(ONE))))
+    base, lora, dora = (page.row(0, name) for name in ("Base model", "LoRA", "DoRA"))
+    assert base[1].startswith("20.0 % 10.5 to 34.8 %")  # Wilson, 8 of 40
+    assert base[3] == "2.500"
+    assert lora[1].startswith("60.0 %")
+    assert dora[1].startswith("65.0 %")
+    assert lora[2].startswith("+40.0")
+    assert dora[2].startswith("+45.0")
+    assert dora[3] == "0.750"
+    assert lora[4:] == ["1,000 1.00 % of model", "0", "500 ms x1.00", "2.00 MB x1.00", "3 min 20 s"]
+    assert dora[4:] == [
+        "1,200 1.20 % of model",
+        "200",
+        "550 ms x1.10",
+        "2.20 MB x1.10",
+        "3 min 20 s",
+    ]
+
+
+def test_evidence_statistics_tasks_runs_and_search_are_there():
+    page = Page(sample.plain(render_report(sample.results(THREE))))
+    evidence, statistics, tasks, runs, search, skipped = page.tables[1:]
+    assert [row[1:] for row in evidence[1:]] == [["200", "0.400 %", "yes"]] * 3
+    assert statistics[1][0] == "DoRA - LoRA"
+    assert statistics[1][1].startswith("+5.0")
+    assert "6 : 0" in statistics[1][4]
+    assert [row[:5] for row in tasks[1:]] == [
+        ["even", "20", "20.0 %", "58.3 %", "65.0 %"],
+        ["odd", "20", "20.0 %", "56.7 %", "60.0 %"],
+    ]
+    assert [row[0] for row in runs[1:]] == [
+        f"{method}, seed {seed}" for method in ("LoRA", "DoRA") for seed in range(3)
+    ]
+    assert [row[2] for row in runs[1:]][:3] == ["55.0 %", "60.0 %", "57.5 %"]
+    assert [row[5] for row in search[1:4]] == ["", "chosen", ""]
+    assert skipped[1:] == [["train", "long", "3"]]
+    for text in ("optim.steps", "0.0001, 0.001, 0.01", "0.10.2", "cpu:0", "a local folder"):
+        assert text in page.words
+    assert "dora-jax compare experiments/sample.py" in page.words
+    assert "2026-01-02 03:04 UTC" in page.words
+
+
+def test_conclusions_and_the_limits_of_one_seed_are_told():
+    page = Page(sample.plain(render_report(sample.results(ONE))))
+    assert "No difference between DoRA and LoRA could be shown." in page.words
+    assert "One seed cannot separate the method from the luck of the seed" in page.words
+    assert "exact McNemar test" in page.words
+    assert "sign flips" not in page.words
+    page = Page(sample.plain(render_report(sample.results(THREE))))
+    assert "with 3 seeds sign flips cannot go below p = 0.25" in page.words
+
+
+def test_three_methods_are_compared_in_pairs():
+    page = Page(sample.plain(render_report(sample.results(METHODS))))
+    pairs = [row[0] for row in page.tables[2][1:]]
+    assert pairs == ["DoRA - LoRA", "Magnitude only - LoRA", "Magnitude only - DoRA"]
+    assert "corrected for 3 comparisons by Holm's method" in page.words
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"magnitude_parameters": 0},
+        {"history": tuple(HistoryPoint(s, 1 / (s + 1), magnitude_drift=0.0) for s in range(5))},
+    ],
+)
+def test_dora_that_was_not_on_is_said_loudly(changes):
+    runs = [
+        sample.run("lora", 0, sample.first(9)),
+        sample.run("dora", 0, sample.first(20), **changes),
+    ]
+    html = sample.plain(render_report(sample.results(runs=runs)))
+    page = Page(html)
+    assert '<p class="headline off">DoRA was NOT on: this comparison is void.' in html
+    assert '<li class="grave">NOT ON: DoRA, seed 0' in html
+    assert page.row(1, "DoRA, seed 0")[3] == "NO"
+    assert "NOT on" not in render_report(sample.results())
+
+
+HOSTILE = """<script>alert("x")</script>&'"--></style>$\\frac{1}{2}$ [red]漢字\x07"""
+
+
+def test_hostile_names_are_text():
+    plain_results = sample.results()
+    runs = [
+        sample.run(HOSTILE if run.method == "lora" else run.method, 0, run.correct)
+        for run in plain_results.runs
+    ]
+    search = [dataclasses.replace(trial, method=HOSTILE) for trial in plain_results.search[:3]]
+    results = sample.results(
+        runs=runs,
+        search=search,
+        name=HOSTILE,
+        command=HOSTILE,
+        finished=HOSTILE,
+        model=ModelInfo(HOSTILE, HOSTILE, 10),
+        data=dataclasses.replace(plain_results.data, task=HOSTILE, skipped={HOSTILE: {HOSTILE: 1}}),
+        eval_rows=[EvalRow(HOSTILE + str(i % 2)) for i in range(sample.ROWS)],
+        settings={HOSTILE: {HOSTILE: [HOSTILE]}},
+        environment={HOSTILE: HOSTILE},
+    )
+    html = render_report(results)
+    page = Page(html)
+    assert page.tags.count("style") == 1
+    assert "script" not in page.tags
+    assert "<script" not in html
+    assert page.text.count(HOSTILE) >= 8
+    assert any(HOSTILE in cell for row in page.tables[0] for cell in row)
+
+
+def test_what_was_not_measured_is_a_dash():
+    bare = {
+        name: None
+        for name in (
+            "loss",
+            "step_time_s",
+            "temp_bytes",
+            "peak_rss_bytes",
+            "compile_s",
+            "train_seconds",
+        )
+    }
+    runs = [
+        sample.run(method, 0, sample.first(20), history=(), **bare) for method in ("lora", "dora")
+    ]
+    results = sample.results(runs=runs, search=[], settings={}, environment={})
+    data = dataclasses.replace(results.data, chance=None, skipped={})
+    page = Page(sample.plain(render_report(dataclasses.replace(results, data=data))))
+    row = page.row(0, "DoRA")
+    assert [row[3], *row[6:]] == ["~"] * 4
+    assert "No training history was recorded." in page.words
+    assert "No row was left out." in page.words
+    assert "not shown" in page.words
+    assert "None" not in page.words
+    assert "nan" not in page.words
+
+
+def test_rendering_is_deterministic_and_the_file_complete(tmp_path):
+    results = sample.results(THREE)
+    path = write_report(results, tmp_path / "out" / "report.html")
+    assert path.read_text(encoding="utf-8") == render_report(results)
+    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]

@@ -1,0 +1,116 @@
+import pytest
+
+from dora_jax.analysis.results import HistoryPoint
+from dora_jax.analysis.summary import summarize
+from tests.analysis import sample
+
+
+def test_figures_of_a_method_over_its_seeds():
+    runs = [
+        sample.run("lora", 0, sample.first(20), step_time_s=0.4, loss=1.0, temp_bytes=100),
+        sample.run("dora", 1, sample.first(30), step_time_s=0.9, loss=0.5, temp_bytes=130),
+        sample.run("dora", 0, sample.first(20), step_time_s=0.6, loss=0.7, temp_bytes=150),
+        sample.run("lora", 1, sample.first(24), step_time_s=0.6, loss=2.0, temp_bytes=100),
+    ]
+    lora, dora = summarize(sample.results(runs=runs)).methods
+    assert (lora.method, dora.method) == ("lora", "dora")
+    assert dora.seeds == (0, 1)
+    assert dora.accuracy == pytest.approx(25 / 40)
+    assert dora.over_base.difference == pytest.approx(17 / 40)
+    assert dora.over_base.difference in dora.over_base.interval
+    assert dora.loss == pytest.approx(0.6)
+    assert dora.step_time_s == pytest.approx(0.75)
+    assert dora.step_time_ratio == pytest.approx(0.75 / 0.5)
+    assert (dora.temp_bytes, dora.temp_ratio) == (150, 1.5)
+    assert lora.step_time_ratio == 1.0
+
+
+def test_lora_is_the_reference_wherever_it_stands():
+    scores = {"full": [sample.first(20)], "mine": [sample.first(9)], "lora": [sample.first(21)]}
+    summary = summarize(sample.results(scores))
+    assert [method.method for method in summary.methods] == ["lora", "full", "mine"]
+    assert [m.label for m in summary.methods] == ["LoRA", "Full fine-tuning", "mine"]
+    assert summary.reference.method == "lora"
+
+
+def test_the_headline_is_dora_against_lora():
+    scores = {name: [sample.first(20)] for name in ("magnitude", "dora", "lora")}
+    summary = summarize(sample.results(scores))
+    assert len(summary.pairs) == 3
+    assert summary.headline is not None
+    assert (summary.headline.first.method, summary.headline.second.method) == ("dora", "lora")
+
+
+def test_pairs_are_corrected_together():
+    scores = {"lora": [sample.first(20)], "dora": [sample.first(28)], "full": [sample.first(21)]}
+    pairs = summarize(sample.results(scores)).pairs
+    raw = {(p.first.method, p.second.method): p.comparison.p_value for p in pairs}
+    assert raw[("dora", "lora")] == pytest.approx(2 / 2**8)  # eight rows, all for DoRA
+    assert raw[("full", "dora")] == pytest.approx(2 / 2**7)
+    adjusted = {(p.first.method, p.second.method): p.p_value for p in pairs}
+    assert adjusted[("dora", "lora")] == pytest.approx(3 * 2 / 2**8)
+    assert adjusted[("full", "dora")] == pytest.approx(2 * 2 / 2**7)
+    assert adjusted[("full", "lora")] == 1.0
+
+
+def test_only_shared_seeds_are_paired_and_by_their_number():
+    runs = [
+        sample.run("lora", 5, sample.first(10)),
+        sample.run("lora", 7, sample.first(20)),
+        sample.run("dora", 7, sample.first(30)),
+        sample.run("dora", 9, sample.first(40)),
+    ]
+    (pair,) = summarize(sample.results(runs=runs)).pairs
+    assert pair.comparison.seeds == 1
+    assert pair.comparison.difference == pytest.approx(10 / 40)
+
+
+def test_seeds_are_paired_whatever_their_order():
+    runs = [
+        sample.run("lora", 0, sample.first(10)),
+        sample.run("lora", 1, sample.first(30)),
+        sample.run("dora", 1, sample.first(31)),
+        sample.run("dora", 0, sample.first(12)),
+    ]
+    (pair,) = summarize(sample.results(runs=runs)).pairs
+    assert pair.comparison.by_seed.differences == pytest.approx((2 / 40, 1 / 40))
+
+
+def test_tasks_are_broken_down():
+    even = [1 if i % 2 == 0 else 0 for i in range(sample.ROWS)]
+    summary = summarize(sample.results({"lora": [sample.first(20)], "dora": [even]}))
+    by_name = {task.task: task for task in summary.tasks}
+    assert list(by_name) == ["even", "odd"]
+    assert by_name["even"].rows == 20
+    assert by_name["even"].base == pytest.approx(4 / 20)
+    assert by_name["even"].accuracies == {"lora": 0.5, "dora": 1.0}
+    assert by_name["even"].difference == pytest.approx(0.5)
+    assert by_name["odd"].difference == pytest.approx(-0.5)
+
+
+def test_evidence_that_magnitudes_moved():
+    flat = tuple(HistoryPoint(step, 1.0, magnitude_drift=0.0) for step in range(3))
+    runs = [
+        sample.run("lora", 0, sample.first(9)),
+        sample.run("dora", 0, sample.first(9)),
+        sample.run("dora", 1, sample.first(9), history=flat),
+        sample.run("dora", 2, sample.first(9), magnitude_parameters=0),
+        sample.run("magnitude", 0, sample.first(9), history=()),
+    ]
+    evidence = summarize(sample.results(runs=runs)).magnitudes
+    assert [(e.run.method, e.run.seed) for e in evidence] == [
+        ("dora", 0),
+        ("dora", 1),
+        ("dora", 2),
+        ("magnitude", 0),
+    ]
+    assert [e.off for e in evidence] == [False, True, True, False]
+    assert [e.moved for e in evidence] == [True, False, True, None]
+    assert evidence[0].drift == pytest.approx(0.004)
+
+
+def test_one_method_alone_has_no_pairs():
+    summary = summarize(sample.results({"lora": [sample.first(20)]}))
+    assert summary.pairs == ()
+    assert summary.headline is None
+    assert summary.tasks[0].difference is None
