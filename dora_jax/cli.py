@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
@@ -81,7 +81,8 @@ class ModelsArgs:
 class EvaluateArgs:
     """Score the base model, or an adapter, on the evaluation rows of an experiment."""
 
-    config: ExperimentConfig
+    # Without a name its fields keep the names that `train` and `compare` give them.
+    config: Annotated[ExperimentConfig, tyro.conf.arg(name="")]
     """The experiment whose data and model are used."""
     adapter: Path | None = None
     """An adapter's folder, or the part of a run that holds one; none takes the base model."""
@@ -152,7 +153,7 @@ def _train(argv: Sequence[str]) -> None:
 def _evaluate(argv: Sequence[str]) -> None:
     config, overrides = _config_and_overrides("evaluate", argv)
     args = tyro.cli(
-        tyro.conf.OmitArgPrefixes[EvaluateArgs],
+        EvaluateArgs,
         default=EvaluateArgs(config),
         args=overrides,
         prog="dora-jax evaluate CONFIG.py",

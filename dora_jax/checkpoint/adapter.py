@@ -79,7 +79,8 @@ def find_adapter(path: Path) -> Path:
     if not path.exists():
         raise DoraError(f"{path}: no such folder")
     inside = sorted(p.parent.parent for p in path.glob(f"**/{FOLDER}/{ADAPTER_FILE}"))
-    hint = f"; there are {', '.join(map(str, inside[:8]))}" if inside else ""
+    more = f" and {len(inside) - 8} more" if len(inside) > 8 else ""
+    hint = f"; there are {', '.join(map(str, inside[:8]))}{more}" if inside else ""
     raise DoraError(f"{path}: holds no finished adapter ({ADAPTER_FILE}){hint}")
 
 

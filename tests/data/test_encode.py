@@ -1,0 +1,75 @@
+import pytest
+
+from dora_jax.data.encode import digest_rows, encode_examples
+from dora_jax.data.examples import Example
+from dora_jax.data.prompts import TEMPLATES, get_template
+from dora_jax.errors import DoraError
+from tests.checkpoint.tiny_model import tokenizer
+
+HELLO = Example("hello?", "wor", ("wor", "hello hello"), "greeting")
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_prompt_and_answer_are_the_rendered_text(name):
+    tiny, template = tokenizer(), get_template(name)
+    ids = template.encode_prompt(HELLO.prompt, tiny) + template.encode_answer(HELLO.answer, tiny)
+    assert tiny.decode(ids, skip_special_tokens=False) == template.render(HELLO, tiny)
+
+
+def test_texts_of_the_templates():
+    tiny = tokenizer()
+    assert get_template("plain").render(HELLO, tiny) == "Question: hello?\nAnswer: wor"
+    assert get_template("chat").render(HELLO, tiny) == "<s>user: hello?</s>\n<s>assistant: wor"
+    assert get_template("alpaca").render(HELLO, tiny) == (
+        "Below is an instruction that describes a task. Write a response that appropriately "
+        "completes the request.\n\n### Instruction:\nhello?\n\n### Response:\nwor"
+    )
+
+
+def test_the_begin_token_comes_once():
+    tiny = tokenizer()
+    assert tiny.start_ids == []
+    tiny.start_ids = [tiny.bos_id]
+    for name, starts in (("plain", 1), ("chat", 2)):  # the chat template writes one a turn
+        ids = get_template(name).encode_prompt("hello?", tiny)
+        assert ids[0] == tiny.bos_id
+        assert ids.count(tiny.bos_id) == starts
+
+
+def test_an_unknown_template_names_the_nearest():
+    with pytest.raises(DoraError, match=r"'alpacca' \(did you mean 'alpaca'\?\); there are plain,"):
+        get_template("alpacca")
+
+
+def test_rows():
+    tiny, template = tokenizer(), get_template("plain")
+    (row,), too_long = encode_examples([HELLO], template, tiny, 100)
+    assert too_long == 0
+    assert tiny.decode(row.prompt) == "Question: hello?\nAnswer:"
+    assert [tiny.decode(o) for o in row.options] == [" wor", " hello hello"]
+    assert (row.correct, row.answer, row.text) == (0, row.options[0], "wor")
+    assert (row.option_texts, row.task) == (HELLO.options, "greeting")
+
+
+def test_what_does_not_fit_is_left_out_and_counted():
+    tiny, template = tokenizer(), get_template("plain")
+    (row,), _ = encode_examples([HELLO], template, tiny, 100)
+    # The longest option and the end token count.
+    fits = len(row.prompt) + len(row.options[1]) + 1
+    assert encode_examples([HELLO], template, tiny, fits) == ([row], 0)
+    longer = Example("hello? " * 5, "wor")
+    rows, too_long = encode_examples([HELLO, longer, HELLO], template, tiny, fits)
+    assert (rows, too_long) == ([row, row], 1)
+    assert encode_examples([HELLO], template, tiny, fits - 1) == ([], 1)
+
+
+def test_an_answer_that_is_no_option_is_refused():
+    with pytest.raises(ValueError, match="answer 'x' is not one of the options"):
+        Example("p", "x", ("a", "b"))
+
+
+def test_the_digest_depends_on_rows_and_order():
+    tiny, template = tokenizer(), get_template("plain")
+    rows, _ = encode_examples([HELLO, Example("a", "b")], template, tiny, 100)
+    assert digest_rows(rows) == digest_rows(list(rows))
+    assert len({digest_rows(rows), digest_rows(rows[::-1]), digest_rows(rows[:1])}) == 3

@@ -1,0 +1,132 @@
+import json
+import math
+
+import pytest
+
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.exact_match import exact_matches
+from dora_jax.evaluation.task import load_task
+from dora_jax.generation import Sampling, generate_ids
+from dora_jax.models.llama import Llama
+from dora_jax.training.config import DataConfig, TrainConfig
+from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
+from tests.data.rows import random_row
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def row(n, **fields):
+    return {"instruction": f"question {n}", "output": f"answer {n}"} | fields
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Files of 20 and 6 rows; one prompt is in both, one twice in the first."""
+
+    def make(train=None, **fields):
+        train = [*map(row, range(20)), row(3)] if train is None else train
+        evaluation = [row(n) for n in (5, 100, 101, 102, 103, 104)]
+        return DataConfig(
+            train=write(tmp_path / "train.jsonl", train),
+            eval=write(tmp_path / "eval.jsonl", evaluation),
+            **fields,
+        )
+
+    return make
+
+
+def prompts(task, split):
+    return {r.prompt for r in task.rows[split]}
+
+
+def test_splits_of_files_share_no_prompt(data):
+    task = load_task(data(validation_rows=4), tokenizer())
+    assert [len(task.rows[s]) for s in ("train", "validation", "evaluation")] == [15, 4, 6]
+    assert not prompts(task, "train") & prompts(task, "validation")
+    assert not prompts(task, "train") & prompts(task, "evaluation")
+    assert not prompts(task, "validation") & prompts(task, "evaluation")
+    reasons = {"in the evaluation file too": 1, "with a prompt seen before": 1}
+    assert task.info.skipped == {"train": reasons}
+    assert any("1 rows, in the evaluation file too" in line for line in task.describe())
+
+
+def test_rows_are_taken_at_random_up_to_the_limits(data):
+    config = data(validation_rows=3, train_rows=5, eval_rows=2)
+    task = load_task(config, tokenizer())
+    assert [len(task.rows[s]) for s in ("train", "validation", "evaluation")] == [5, 3, 2]
+    assert load_task(config, tokenizer()).digest() == task.digest()
+    other = load_task(data(validation_rows=3, train_rows=5, eval_rows=2, seed=1), tokenizer())
+    assert other.digest() != task.digest()
+
+
+def test_free_answers_are_matched_and_options_chosen(data, tmp_path):
+    assert load_task(data(), tokenizer()).info.metric == "exact_match"
+    options = {"output": "a", "options": ["a", "b", "c"]}
+    files = {
+        "train": write(tmp_path / "t.jsonl", [row(n, **options) for n in range(6)]),
+        "eval": write(tmp_path / "e.jsonl", [row(n, **options) for n in range(10, 14)]),
+    }
+    info = load_task(DataConfig(**files), tokenizer()).info
+    assert (info.metric, info.chance) == ("accuracy", pytest.approx(1 / 3))
+
+
+def test_too_long_rows_are_counted_or_refused(data):
+    long = row(50, instruction="question " * 50)
+    task = load_task(data([*map(row, range(10)), long], max_length=60), tokenizer())
+    skipped = task.info.skipped["train"] | task.info.skipped.get("validation", {})
+    assert skipped["longer than data.max_length (60 tokens)"] == 1
+    with pytest.raises(DoraError, match=r"no rows are left for train .*raise --data\.max-length"):
+        load_task(data(max_length=5), tokenizer())
+
+
+def test_too_few_rows(data):
+    with pytest.raises(DoraError, match="has 1 rows of its own, and needs at least two"):
+        load_task(data([row(1)]), tokenizer())
+
+
+def test_the_world_is_the_default():
+    task = load_task(DataConfig(train_rows=40, validation_rows=8, eval_rows=16), tokenizer())
+    assert task.info.metric == "accuracy"
+    assert (task.info.train_rows, task.info.validation_rows, task.info.eval_rows) == (40, 8, 16)
+    assert {r.task for r in task.eval_rows} == {
+        "city-continent",
+        "city-country",
+        "country-currency",
+        "country-neighbour",
+    }
+    assert (
+        task.train_tokens(TrainConfig(batch_size=4), 3)
+        == 12 * task.batches(TrainConfig(batch_size=4), 0).length
+    )
+
+
+@pytest.mark.parametrize("options", [["a", "b"], None])
+def test_score_counts_what_is_right_and_reports_all_its_work(tmp_path, options):
+    fields = {"output": "a"} if options is None else {"output": "a", "options": options}
+    files = {
+        "train": write(tmp_path / "t.jsonl", [row(n, **fields) for n in range(6)]),
+        "eval": write(tmp_path / "e.jsonl", [row(n, **fields) for n in range(10, 15)]),
+    }
+    task = load_task(DataConfig(**files, eval_batch_size=2), tokenizer())
+    done = []
+    score = task.score(Llama(CONFIG), our_params(hf_weights()), "evaluation", done.append)
+    assert sum(done) == task.tokens("evaluation")
+    assert score.accuracy == sum(score.correct) / 5
+    assert 0 < score.loss < 3 * math.log(CONFIG.vocab_size)
+
+
+def test_exact_match_compares_the_greedy_text():
+    model, params, tiny = Llama(CONFIG), our_params(hf_weights()), tokenizer()
+    rows = [random_row(seed, 4 + seed, [3], CONFIG.vocab_size) for seed in range(5)]
+    # What the model says within the tokens that it is given is right, anything else is wrong.
+    sampling = Sampling(max_new_tokens=3 + 4)
+    said = generate_ids(model, {"params": params}, [r.prompt for r in rows], sampling, [2])
+    expected = [1, 0, 1, 1, 0]
+    asked = [
+        r.__class__(r.prompt, r.answer, (), 0, tiny.decode(ids) + ("" if right else " no"), (), "")
+        for r, ids, right in zip(rows, said, expected, strict=True)
+    ]
+    assert exact_matches(model, params, asked, 2, tiny) == expected

@@ -1,0 +1,190 @@
+import dataclasses
+import json
+
+import pytest
+
+from dora_jax import compare as comparison
+from dora_jax.analysis.results import ComparisonResults
+from dora_jax.answer import answer
+from dora_jax.checkpoint.hf import write_hf_folder
+from dora_jax.checkpoint.merge import merge_to_hf
+from dora_jax.errors import DoraError
+from dora_jax.training.config import (
+    AdapterConfig,
+    CompareConfig,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
+
+OPTIONS = ["hello", "wor", "low"]
+
+
+def rows(start, count):
+    for n in range(start, start + count):
+        output = OPTIONS[n % 3]
+        yield {"instruction": f"{n} gives {output}?", "output": output, "options": OPTIONS}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A tiny model's folder, and files to train and evaluate on."""
+    folder = tmp_path_factory.mktemp("inputs")
+    params = our_params(hf_weights())
+    write_hf_folder(folder / "model", CONFIG, params, tokenizer(), dtype="float32")
+    for name, start, count in (("train", 0, 40), ("eval", 100, 12)):
+        lines = [json.dumps(row) + "\n" for row in rows(start, count)]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(inputs, tmp_path_factory):
+    return ExperimentConfig(
+        name="tiny",
+        model=ModelConfig(name=str(inputs / "model")),
+        data=DataConfig(
+            train=inputs / "train.jsonl",
+            eval=inputs / "eval.jsonl",
+            validation_rows=8,
+            eval_batch_size=4,
+        ),
+        adapter=AdapterConfig(rank=2, alpha=4.0),
+        train=TrainConfig(steps=4, batch_size=4, checkpoint_every=2),
+        compare=CompareConfig(learning_rates=(1e-3, 1e-2), search_steps=2),
+        out=tmp_path_factory.mktemp("run") / "whole",
+    )
+
+
+@pytest.fixture(scope="module")
+def results(config):
+    return comparison.compare(config, "the command")
+
+
+def facts(results):
+    """What must be the same however often the run was interrupted: everything but times."""
+    return [
+        (r.method, r.seed, r.learning_rate, r.accuracy, r.correct, r.loss, r.history)
+        for r in results.runs
+    ] + [results.base, results.search, results.eval_rows, results.data]
+
+
+def test_every_method_gets_the_same(results, config):
+    assert [(r.method, r.seed) for r in results.runs] == [("lora", 0), ("dora", 0)]
+    lora, dora = results.runs
+    # The same rows in the same order, from the same initial function.
+    assert lora.history[0].loss == pytest.approx(dora.history[0].loss, rel=1e-5)
+    assert lora.history[-1].loss != dora.history[-1].loss
+    trials = {(t.method, t.learning_rate, t.steps) for t in results.search}
+    assert trials == {(m, rate, 2) for m in ("lora", "dora") for rate in (1e-3, 1e-2)}
+    assert len(lora.correct) == len(dora.correct) == len(results.base.correct) == 12
+
+
+def test_the_rate_of_least_validation_loss_is_chosen(results):
+    for run in results.runs:
+        trials = [t for t in results.search if t.method == run.method]
+        best = min(trials, key=lambda t: t.validation_loss)
+        assert [t for t in trials if t.chosen] == [best]
+        assert run.learning_rate == best.learning_rate
+
+
+def test_dora_was_on(results):
+    lora, dora = results.runs
+    assert lora.magnitude_parameters == 0
+    # One magnitude an output feature of q, k, v, up and down, in three layers.
+    assert dora.magnitude_parameters == 3 * (128 + 64 + 64 + 160 + 96)
+    assert dora.trainable_parameters == lora.trainable_parameters + dora.magnitude_parameters
+    assert dora.history[-1].magnitude_drift > 0
+
+
+def test_what_a_run_leaves(results, config):
+    assert ComparisonResults.from_json(config.out / "results.json") == results
+    report = (config.out / "report.html").read_text()
+    assert "<svg" in report
+    assert "the command" in report
+    settings = json.loads((config.out / "config.json").read_text())["settings"]
+    assert settings["adapter"]["rank"] == 2
+    assert "jax" in json.loads((config.out / "environment.json").read_text())["versions"]
+    for method in ("lora", "dora"):
+        part = config.out / "seed-0" / method
+        lines = (part / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+        assert (part / "adapter" / "adapter.json").is_file()
+
+
+def test_run_again_nothing_is_trained(results, config, monkeypatch):
+    monkeypatch.setattr(comparison, "fit", None)
+    monkeypatch.setattr(comparison.Workbench, "score", None)
+    assert facts(comparison.compare(config, "the command")) == facts(results)
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 13])
+def test_an_interrupted_run_continues_to_the_same_numbers(
+    results, config, tmp_path, monkeypatch, stop_at
+):
+    """Steps 1 to 8 are the search's four trials, the next four LoRA's run, the last four DoRA's."""
+    config = dataclasses.replace(config, out=tmp_path / "run")
+    done, advance = [], comparison.WorkProgress.advance
+
+    def interrupt(self, work, detail=""):
+        done.append(detail)
+        if sum(d.startswith("step") for d in done) == stop_at:
+            raise KeyboardInterrupt
+        advance(self, work, detail)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison.WorkProgress, "advance", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            comparison.compare(config, "the command")
+    assert not (config.out / "results.json").exists()
+    assert facts(comparison.compare(config, "the command")) == facts(results)
+
+
+def test_a_folder_of_another_config_is_refused(results, config):
+    other = dataclasses.replace(config, adapter=AdapterConfig(rank=3, alpha=4.0))
+    with pytest.raises(
+        DoraError, match=r"holds the run of another config \(adapter\.rank is 2 the"
+    ):
+        comparison.compare(other, "the command")
+
+
+def test_other_rows_are_another_run(results, config, inputs, tmp_path):
+    changed = tmp_path / "eval.jsonl"
+    changed.write_text("".join(json.dumps(row) + "\n" for row in rows(200, 12)))
+    (config.data.eval).rename(tmp_path / "kept")
+    try:
+        changed.rename(config.data.eval)
+        with pytest.raises(DoraError, match=r"another config \(rows is"):
+            comparison.compare(config, "the command")
+    finally:
+        (tmp_path / "kept").rename(config.data.eval)
+
+
+def test_train_is_one_method_at_the_given_rate(config, tmp_path):
+    alone = dataclasses.replace(
+        config, out=tmp_path / "run", train=TrainConfig(method="magnitude", steps=2, batch_size=4)
+    )
+    found = comparison.train(alone, "the command")
+    assert [(r.method, r.learning_rate) for r in found.runs] == [("magnitude", 1e-3)]
+    assert found.search == ()
+
+
+def test_evaluate_scores_an_adapter_as_the_comparison_did(results, config):
+    for run in results.runs:
+        (line,) = comparison.evaluate(config, config.out / "seed-0" / run.method)
+        assert line == f"accuracy {run.accuracy:.1%} of 12 rows, loss {run.loss:.4f}"
+    (line,) = comparison.evaluate(config, None)
+    assert line.startswith(f"accuracy {results.base.accuracy:.1%} of 12 rows")
+
+
+def test_generate_and_merge_use_the_adapter(results, config, tmp_path):
+    part = config.out / "seed-0" / "dora"
+    tuned = answer("hello", adapter=part, max_new_tokens=8)
+    merge_to_hf(part, tmp_path / "merged")
+    assert (
+        answer("hello", model=str(tmp_path / "merged"), template="plain", max_new_tokens=8) == tuned
+    )
+    with pytest.raises(DoraError, match="the prompt is empty"):
+        answer(" ")
