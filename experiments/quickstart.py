@@ -20,12 +20,12 @@ config = ExperimentConfig(
     name="quickstart",
     model=ModelConfig(name="smollm2-135m-instruct"),
     # Nearly all questions are shorter: padding to the longest few would cost a third of the time.
-    data=DataConfig(train_rows=2000, validation_rows=96, eval_rows=480, max_length=25),
+    data=DataConfig(train_rows=1600, validation_rows=96, eval_rows=400, max_length=25),
     adapter=AdapterConfig(rank=16, alpha=32.0, modules="paper"),
     optim=OptimConfig(schedule="linear", warmup_ratio=0.1),
-    train=TrainConfig(steps=100, batch_size=16),
+    train=TrainConfig(steps=60, batch_size=16),
     compare=CompareConfig(
-        methods=("lora", "dora"), learning_rates=(3e-4, 1e-3, 3e-3), search_steps=20
+        methods=("lora", "dora"), learning_rates=(3e-4, 1e-3, 3e-3), search_steps=12
     ),
     seeds=(0,),
 )

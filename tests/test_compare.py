@@ -120,7 +120,8 @@ def test_run_again_nothing_is_trained(results, config, monkeypatch):
     assert facts(comparison.compare(config, "the command")) == facts(results)
 
 
-@pytest.mark.parametrize("stop_at", [1, 7, 13])
+# In a trial of the search; in DoRA's run, behind a checkpoint.
+@pytest.mark.parametrize("stop_at", [pytest.param(6, marks=pytest.mark.slow), 15])
 def test_an_interrupted_run_continues_to_the_same_numbers(
     results, config, tmp_path, monkeypatch, stop_at
 ):
@@ -144,9 +145,7 @@ def test_an_interrupted_run_continues_to_the_same_numbers(
 
 def test_a_folder_of_another_config_is_refused(results, config):
     other = dataclasses.replace(config, adapter=AdapterConfig(rank=3, alpha=4.0))
-    with pytest.raises(
-        DoraError, match=r"holds the run of another config \(adapter\.rank is 2 the"
-    ):
+    with pytest.raises(DoraError, match=r"of another config \(adapter\.rank is 2"):
         comparison.compare(other, "the command")
 
 
@@ -183,8 +182,7 @@ def test_generate_and_merge_use_the_adapter(results, config, tmp_path):
     part = config.out / "seed-0" / "dora"
     tuned = answer("hello", adapter=part, max_new_tokens=8)
     merge_to_hf(part, tmp_path / "merged")
-    assert (
-        answer("hello", model=str(tmp_path / "merged"), template="plain", max_new_tokens=8) == tuned
-    )
+    merged = answer("hello", model=str(tmp_path / "merged"), template="plain", max_new_tokens=8)
+    assert merged == tuned
     with pytest.raises(DoraError, match="the prompt is empty"):
         answer(" ")
