@@ -1,0 +1,298 @@
+import functools
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from dora_jax.errors import DoraError
+from dora_jax.partition import partition, trainable_mask
+from dora_jax.training.loop import CHECKPOINTS, METRICS_FILE, fit
+from dora_jax.training.step import labelled_loss
+from tests.training.word_model import RandomBatches, word_model
+
+STEPS, EVERY = 7, 2
+SCHEDULE = optax.linear_schedule(0.1, 0.0, STEPS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compilations_are_kept(tmp_path_factory):
+    """Every `fit` compiles its step; here the same step is compiled once, to save half the time."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+
+    def configure(values):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    configure(options)
+    yield
+    configure(before)
+
+
+def interrupt_at(step):
+    def on_step(point, _):
+        if point.step == step:
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def run(folder, method="dora", dropout=0.0, batches=None, change=lambda params: params, **options):
+    model, rules, params = word_model(method, dropout=dropout)
+    return fit(
+        model,
+        rules,
+        change(params),
+        batches or RandomBatches(),
+        optax.adam(SCHEDULE),
+        SCHEDULE,
+        folder=folder,
+        dropout=dropout > 0,
+        **({"steps": STEPS, "seed": 3, "checkpoint_every": EVERY} | options),
+    )
+
+
+def logged(folder):
+    """Return the rows of the metrics file, without the times, which no two runs share."""
+    rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "step_time_s"} for row in rows]
+
+
+@functools.cache
+def uninterrupted(method="dora", dropout=0.0):
+    """Return (result, metrics)."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run(Path(folder), method, dropout), logged(Path(folder))
+
+
+def assert_same_as_uninterrupted(result, folder, *settings):
+    expected, metrics = uninterrupted(*settings)
+    jax.tree.map(np.testing.assert_array_equal, result.params, expected.params)
+    assert result.history == expected.history
+    assert logged(folder) == metrics
+
+
+def assert_times_are_those_of_all_steps(result, folder):
+    lines = (folder / METRICS_FILE).read_text().splitlines()
+    times = [json.loads(line)["step_time_s"] for line in lines]
+    assert min(times) > 0
+    assert result.train_seconds == pytest.approx(sum(times))
+    assert result.step_time_s == sorted(times)[STEPS // 2]
+    assert result.compile_s > 0
+    assert result.peak_memory_bytes > 10**7
+
+
+def stopped_at(folder, step, *settings, **options):
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, *settings, on_step=interrupt_at(step), **options)
+
+
+@pytest.fixture(scope="module")
+def interrupted_once(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
+    stopped_at(folder, 5)
+    return folder
+
+
+@pytest.fixture
+def interrupted(interrupted_once, tmp_path):
+    """The folder of a run that was interrupted at step 5, so that it continues from step 4."""
+    return shutil.copytree(interrupted_once, tmp_path / "run")
+
+
+@pytest.mark.parametrize("settings", [("dora", 0.5), ("lora", 0.0), ("full", 0.0)], ids=str)
+def test_an_interrupted_run_continues_to_the_same_numbers(tmp_path, settings):
+    stopped_at(tmp_path, 5, *settings)
+    batches = RandomBatches()
+    result = run(tmp_path, *settings, batches=batches)
+    assert set(batches.asked) == {4, 5, 6}
+    assert_same_as_uninterrupted(result, tmp_path, *settings)
+    assert_times_are_those_of_all_steps(result, tmp_path)
+
+
+def test_a_run_interrupted_again_and_again_continues_to_the_same_numbers(tmp_path):
+    for step in (1, 3, 7):  # before the first checkpoint, between two, after the last
+        stopped_at(tmp_path, step)
+    assert_same_as_uninterrupted(run(tmp_path), tmp_path)
+
+
+def test_a_killed_process_continues_to_the_same_numbers(tmp_path):
+    # While the checkpoint of step 4 is being written, or shortly after.
+    program = f"""
+import jax, os, signal
+from pathlib import Path
+jax.config.update("jax_num_cpu_devices", {jax.device_count()})
+from tests.training.test_loop import run
+
+def kill(point, _):
+    if point.step == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run(Path({str(tmp_path)!r}), "dora", 0.5, on_step=kill)
+"""
+    killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert [row["step"] for row in logged(tmp_path)] == [1, 2, 3, 4, 5]
+    assert_same_as_uninterrupted(run(tmp_path, "dora", 0.5), tmp_path, "dora", 0.5)
+
+
+def test_dropout_and_its_seed_change_the_numbers(tmp_path):
+    plain, dropped = uninterrupted()[1], uninterrupted("dora", 0.5)[1]
+    run(tmp_path, "dora", 0.5, seed=4)
+    # At the first step lora_b is zero: what is dropped does not show yet.
+    losses = [[row["loss"] for row in rows[1:]] for rows in (plain, dropped, logged(tmp_path))]
+    assert not set(losses[0]) & set(losses[1])
+    assert not set(losses[1]) & set(losses[2])
+
+
+def test_a_torn_last_line_of_the_metrics_is_dropped(interrupted):
+    metrics = interrupted / METRICS_FILE
+    metrics.write_bytes(metrics.read_bytes()[:-20] + b"\xff\x00")
+    assert_same_as_uninterrupted(run(interrupted), interrupted)
+
+
+@pytest.mark.parametrize("lost", [slice(0, 1), slice(2, 3), slice(3, None), slice(0, None)])
+def test_lost_metrics_of_steps_before_the_checkpoint_are_refused(interrupted, lost):
+    metrics = interrupted / METRICS_FILE
+    lines = metrics.read_text().splitlines(keepends=True)
+    del lines[lost]
+    metrics.write_text("".join(lines))
+    with pytest.raises(DoraError) as caught:
+        run(interrupted)
+    assert f"{metrics}: does not hold the steps 1 to 4 of its checkpoint" in str(caught.value)
+    assert f"delete {interrupted} to train this part again from its start" in str(caught.value)
+    metrics.unlink()
+    with pytest.raises(DoraError, match="does not hold the steps 1 to 4"):
+        run(interrupted)
+
+
+def test_a_run_of_more_steps_is_refused(interrupted):
+    with pytest.raises(DoraError, match=r"holds a run of 4 steps or more, not one of 3; delete"):
+        run(interrupted, steps=3)
+
+
+def test_a_damaged_checkpoint_is_refused_and_the_way_out_works(interrupted):
+    newest = interrupted / CHECKPOINTS / "4"
+    (newest / "default" / "_METADATA").write_text("{")
+    with pytest.raises(DoraError, match=f"delete {newest} to continue from the checkpoint before"):
+        run(interrupted)
+    shutil.rmtree(newest)
+    batches = RandomBatches()
+    result = run(interrupted, batches=batches)
+    assert min(batches.asked) == 2
+    assert_same_as_uninterrupted(result, interrupted)
+
+
+class BrokenFrom(RandomBatches):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def batch(self, step):
+        batch = super().batch(step)
+        if step + 1 >= self.step:
+            batch.label_weights[:] = np.nan
+        return batch
+
+
+def test_a_diverged_run_names_the_step_and_the_way_out(tmp_path):
+    with pytest.raises(DoraError) as caught:
+        run(tmp_path, batches=BrokenFrom(4))
+    assert f"{tmp_path}: the loss is nan" in str(caught.value)
+    assert "at step 4; try a lower learning rate (--optim.learning-rate" in str(caught.value)
+    assert logged(tmp_path) == uninterrupted()[1][:3]
+
+
+def test_a_gradient_that_overflows_is_divergence_though_the_loss_is_finite(tmp_path):
+    def blow_up(params):
+        return params | {"embed": {"embedding": params["embed"]["embedding"] * 1e21}}
+
+    with pytest.raises(DoraError, match=r"the loss is \d.* and the gradient's norm inf at step 1"):
+        run(tmp_path, change=blow_up)
+
+
+@pytest.mark.parametrize("method", ["dora", "lora"])
+def test_frozen_leaves_keep_every_bit_and_the_callers_arrays_live_on(tmp_path, method):
+    given = []
+
+    def keep(params):
+        # A -0.0, which a careless zero update would turn.
+        kernel = params["mix"]["kernel"].at[0, 0].set(-0.0)
+        given.append(params | {"mix": params["mix"] | {"kernel": kernel}})
+        return given[0]
+
+    before = jax.tree.map(np.array, keep(word_model(method)[2]))
+    result = run(tmp_path, method, change=lambda _: given[0])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), given[0], before)
+    mask = trainable_mask(before, word_model(method)[1])
+    trained, frozen = partition(result.params, mask)
+    was_trained, was_frozen = partition(before, mask)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: np.asarray(a).tobytes() == b.tobytes(), frozen, was_frozen)
+    )
+    assert not jax.tree.leaves(jax.tree.map(np.array_equal, trained, was_trained)).count(True)
+
+
+def test_a_run_is_the_steps_of_the_training_step(tmp_path):
+    """The first loss is that of the initial parameters; learning rates are the schedule's."""
+    model, _, params = word_model()
+    batch = RandomBatches().batch(0)
+    loss = labelled_loss(model, {"params": params}, batch, None) / batch.label_weights.sum()
+    result, metrics = uninterrupted()
+    assert [point.step for point in result.history] == list(range(1, STEPS + 1))
+    assert result.history[0].loss == pytest.approx(float(loss), rel=1e-5)
+    rates = [point.learning_rate for point in result.history]
+    assert rates == pytest.approx([0.1 * (1 - step / STEPS) for step in range(STEPS)])
+    assert all(row["tokens"] == 8 * 6 for row in metrics)
+    # Through two routes to the same steps: one after another, and split.
+    split = run(tmp_path, micro_batches=2)
+    np.testing.assert_allclose(
+        [p.loss for p in split.history], [p.loss for p in result.history], rtol=1e-4
+    )
+
+
+def test_magnitudes_are_counted_and_their_drift_recorded():
+    result, metrics = uninterrupted("dora")
+    m0 = word_model("dora")[2]["mix"]["magnitude"]
+    m = result.params["mix"]["magnitude"]
+    drift = float(np.mean(np.abs(np.asarray(m) / np.asarray(m0) - 1)))
+    assert result.history[-1].magnitude_drift == pytest.approx(drift, rel=1e-4)
+    assert drift > 0.01
+    assert result.magnitude_parameters == 8
+    assert result.trainable_parameters == 8 * 2 + 2 * 8 + 8
+    assert metrics[-1]["magnitude_drift"] == result.history[-1].magnitude_drift
+
+
+def test_lora_has_no_magnitudes():
+    result, _ = uninterrupted("lora")
+    assert {point.magnitude_drift for point in result.history} == {None}
+    assert result.magnitude_parameters == 0
+    assert result.trainable_parameters == 8 * 2 + 2 * 8
+
+
+def test_a_finished_run_run_again_does_nothing_more(tmp_path):
+    first = run(tmp_path)
+    before = (tmp_path / METRICS_FILE).read_bytes()
+    seen = []
+    batches = RandomBatches()
+    again = run(tmp_path, batches=batches, on_step=lambda *_: seen.append(1))
+    assert not seen
+    assert max(batches.asked) < STEPS
+    assert (tmp_path / METRICS_FILE).read_bytes() == before
+    assert again.history == first.history
+    assert (again.step_time_s, again.train_seconds) == (first.step_time_s, first.train_seconds)
+    jax.tree.map(np.testing.assert_array_equal, again.params, first.params)
