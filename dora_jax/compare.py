@@ -19,7 +19,6 @@ import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,19 +29,20 @@ from dora_jax.analysis.report import write_report
 from dora_jax.analysis.results import (
     BaseResult,
     ComparisonResults,
+    HistoryPoint,
     ModelInfo,
     RunResult,
     SearchTrial,
 )
 from dora_jax.analysis.terminal import print_comparison
 from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, load_model, save_adapter
-from dora_jax.checkpoint.pretrained import Pretrained, load_pretrained
+from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.evaluation.task import Score, Split, Task, load_task
 from dora_jax.models.llama import Llama
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import ExperimentConfig
-from dora_jax.training.loop import FitResult, fit
+from dora_jax.training.loop import DivergedError, FitResult, fit
 from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.runs import (
     RESULTS_FILE,
@@ -116,7 +116,8 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = config.run_folder()
     console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
-    identity = config.settings() | {"weights": pretrained.source, "rows": task.digest()}
+    weights = f"{pretrained.source}, {fingerprint(pretrained.params)}"
+    identity = config.settings() | {"weights": weights, "rows": task.digest()}
     with claim(folder, "compare", identity):
         with WorkProgress(_total_work(config, task), console) as progress:
             bench = Workbench(config, pretrained, params, task, folder, progress)
@@ -222,7 +223,13 @@ def _fit(
     params = init_adapters(bench.params, shapes, rules, jax.random.key(seed))
     work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
 
-    def on_step(point: Any, _: int) -> None:
+    expected = 1
+
+    def on_step(point: HistoryPoint, _: int) -> None:
+        nonlocal expected
+        # The steps before an interruption are not done again.
+        bench.progress.skip(work * (point.step - expected))
+        expected = point.step + 1
         bench.progress.advance(work, f"step {point.step}/{steps}, loss {point.loss:.3f}")
 
     result = fit(
@@ -255,20 +262,30 @@ def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
         if trial is None:
             bench.progress.part(f"search: {method}, learning rate {rate:g}")
             # Trials use the first seed: the same initial A and data order for every method.
-            seed, steps = bench.config.seeds[0], compared.search_steps
-            result, rules = _fit(bench, method, seed, rate, steps, folder)
-            score = bench.score(merge_params(result.params, rules), "validation")
-            trial = SearchTrial(method, rate, steps, False, score.accuracy, score.loss)
+            seed = bench.config.seeds[0]
+            trial = _trial(bench, method, seed, rate, folder)
             finish_part(folder, trial)
-            bench.progress.say(
-                f"search: {method}, learning rate {rate:g}: validation loss {score.loss:.4f}, "
-                f"accuracy {score.accuracy:.1%}"
-            )
         else:
             bench.progress.skip(_part_work(bench, compared.search_steps, "validation"))
         trials.append(trial)
     best = min(trials, key=_validation_loss)
     return [dataclasses.replace(trial, chosen=trial is best) for trial in trials]
+
+
+def _trial(bench: Workbench, method: Method, seed: int, rate: float, folder: Path) -> SearchTrial:
+    steps = bench.config.compare.search_steps
+    try:
+        result, rules = _fit(bench, method, seed, rate, steps, folder)
+    except DivergedError as error:
+        # Too high a rate for this method: a finding of the search, not the end of it.
+        bench.progress.say(f"search: {method}, learning rate {rate:g}: diverged ({error})")
+        return SearchTrial(method, rate, steps, False)
+    score = bench.score(merge_params(result.params, rules), "validation")
+    bench.progress.say(
+        f"search: {method}, learning rate {rate:g}: validation loss {score.loss:.4f}, "
+        f"accuracy {score.accuracy:.1%}"
+    )
+    return SearchTrial(method, rate, steps, False, score.accuracy, score.loss)
 
 
 def _validation_loss(trial: SearchTrial) -> float:
@@ -286,7 +303,7 @@ def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
     result, rules = _fit(bench, method, seed, rate, steps, folder)
     trainable, _ = partition(result.params, trainable_mask(result.params, rules))
     info = AdapterInfo(
-        model=bench.config.model.name,
+        model=bench.pretrained.name,
         source=bench.pretrained.source,
         method=method,
         adapter=dataclasses.asdict(bench.config.adapter),

@@ -143,6 +143,33 @@ def test_an_interrupted_run_continues_to_the_same_numbers(
     assert facts(comparison.compare(config, "the command")) == facts(results)
 
 
+def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_path, monkeypatch):
+    fit = comparison.fit
+
+    def diverging(*args, **fields):
+        if "lr0.01" in str(fields["folder"]):
+            raise comparison.DivergedError("the loss is nan")
+        return fit(*args, **fields)
+
+    monkeypatch.setattr(comparison, "fit", diverging)
+    found = comparison.compare(dataclasses.replace(config, out=tmp_path / "run"), "the command")
+    assert [t.validation_loss is None for t in found.search] == [False, True, False, True]
+    assert {run.learning_rate for run in found.runs} == {1e-3}
+
+
+def test_other_weights_at_the_same_path_are_another_run(results, config, monkeypatch):
+    load = comparison.load_pretrained
+
+    def changed(name):
+        found = load(name)
+        found.params["norm"]["scale"] = found.params["norm"]["scale"] * 1.01
+        return found
+
+    monkeypatch.setattr(comparison, "load_pretrained", changed)
+    with pytest.raises(DoraError, match=r"another config \(weights is"):
+        comparison.compare(config, "the command")
+
+
 def test_a_folder_of_another_config_is_refused(results, config):
     other = dataclasses.replace(config, adapter=AdapterConfig(rank=3, alpha=4.0))
     with pytest.raises(DoraError, match=r"of another config \(adapter\.rank is 2"):

@@ -1,9 +1,13 @@
 """A pre-trained model by name or path: shape, weights, tokenizer and origin."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from dora_jax.checkpoint import hub
 from dora_jax.checkpoint.gguf import read_gguf
@@ -22,7 +26,7 @@ class Pretrained:
         params: nested dict of numpy arrays, as `Llama.apply` takes them.
         tokenizer: with its chat template.
         source: where the weights came from, for people; the same weights give the same sentence.
-        name: as it was asked for.
+        name: as it was asked for; a path is made absolute, so that it means the same elsewhere.
     """
 
     config: LlamaConfig
@@ -30,6 +34,20 @@ class Pretrained:
     tokenizer: Tokenizer
     source: str
     name: str
+
+
+def fingerprint(params: Any) -> str:
+    """Return 16 hexadecimal digits that tell weights apart, from a sample of every array.
+
+    A folder's weights can change under the same path; reading a few thousand values of each array
+    is enough to notice training, and costs nothing where hashing gigabytes would.
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        flat = np.asarray(leaf).reshape(-1)
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(flat[:: max(1, flat.size // 4096)].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _local(name: str) -> Path | None:
@@ -67,7 +85,7 @@ def load_pretrained(
     if path is None:
         path, origin = hub.locate(hub.find_model(name), sources)
     else:
-        origin = str(path.absolute())
+        origin = name = str(path.absolute())
     if path.is_dir():
         config, params, tokenizer = read_hf_folder(path, dtype)
         return Pretrained(config, params, tokenizer, origin, name)

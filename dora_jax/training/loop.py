@@ -34,6 +34,10 @@ METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 
 
+class DivergedError(DoraError):
+    """The loss or the gradient stopped being finite."""
+
+
 class Batches(Protocol):
     """Where batches come from: a pure function of the step, all of the same shapes."""
 
@@ -168,7 +172,7 @@ def fit(
                 loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
                 step_time = time.perf_counter() - started
                 if not (np.isfinite(loss) and np.isfinite(grad_norm)):
-                    raise DoraError(
+                    raise DivergedError(
                         f"{folder}: the loss is {loss} and the gradient's norm {grad_norm} at step "
                         f"{index + 1}; try a lower learning rate (--optim.learning-rate or "
                         "--compare.learning-rates)"
