@@ -39,6 +39,8 @@ def answer(
     """
     if not prompt.strip():
         raise DoraError("the prompt is empty: give some text with --prompt")
+    if template is not None:
+        get_template(template)
     sampling = Sampling(max_new_tokens, temperature, seed)
     loaded = load_model(model, adapter)
     tokenizer = loaded.pretrained.tokenizer

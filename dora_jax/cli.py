@@ -100,6 +100,7 @@ def load_experiment(path: str) -> ExperimentConfig:
         others = [str(p) for p in sorted(folder.glob("*.py")) if p.name != "__init__.py"]
         hint = f"; in {folder} there are: {', '.join(others)}" if others else ""
         raise DoraError(f"{path}: no such experiment file{nearest(path, others)}{hint}")
+    file = file.absolute()  # as tracebacks name it
     spec = importlib.util.spec_from_file_location("experiment", file)
     if spec is None or spec.loader is None:
         raise DoraError(f"{path}: not a Python file")
@@ -200,8 +201,13 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 @contextlib.contextmanager
-def _errors_in_words() -> Iterator[None]:
-    """Turn what a user can cause into one message and an exit code that is not zero."""
+def _errors_in_words(continues: bool) -> Iterator[None]:
+    """Turn what a user can cause into one message and an exit code that is not zero.
+
+    Args:
+        continues: whether the same command, given again, goes on where it stopped.
+    """
+    again = "run the same command again" + (" to continue where it stopped" if continues else "")
     console = rich.console.Console(stderr=True)
 
     def fail(text: str, code: int) -> None:
@@ -214,18 +220,18 @@ def _errors_in_words() -> Iterator[None]:
     except DoraError as error:
         fail(str(error), 1)
     except KeyboardInterrupt:
-        fail("interrupted; run the same command again to continue where it stopped", 130)
+        fail(f"interrupted; {again}", 130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         place = f"{error.filename}: " if error.filename else ""
-        fail(f"{place}{error.strerror}; mend that and run the same command again: it continues", 1)
+        fail(f"{place}{error.strerror}; mend that and {again}", 1)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, or with another code after one clear message."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    with _errors_in_words():
+    with _errors_in_words(continues=argv[:1] in (["compare"], ["train"])):
         if not argv or argv[0] in ("-h", "--help"):
             print(_USAGE)
             return

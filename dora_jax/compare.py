@@ -17,6 +17,7 @@ import dataclasses
 import datetime
 import functools
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,12 +38,14 @@ from dora_jax.analysis.results import (
 from dora_jax.analysis.terminal import print_comparison
 from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, load_model, save_adapter
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
-from dora_jax.evaluation.task import Score, Split, Task, load_task
+from dora_jax.data.examples import Split
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.task import Score, Task, load_task
 from dora_jax.models.llama import Llama
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import ExperimentConfig
-from dora_jax.training.loop import DivergedError, FitResult, fit
+from dora_jax.training.loop import CHECKPOINTS, DivergedError, FitResult, fit
 from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.runs import (
     RESULTS_FILE,
@@ -111,6 +114,7 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
     """
     console = Console(stderr=True)
     pretrained, params = load_weights(config)
+    _check_fit(config, pretrained)
     task = load_task(config.data, pretrained.tokenizer)
     for line in task.describe():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -162,12 +166,21 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
 
     Returns:
         Lines for the terminal: the whole, then each task where there are several.
+
+    Raises:
+        DoraError: when the adapter was trained with another prompt template.
     """
     loaded = load_model(config.model.name, adapter)
+    if loaded.info is not None and loaded.info.prompt != config.data.prompt:
+        raise DoraError(
+            f"{adapter}: was trained with the prompt template {loaded.info.prompt!r}, not "
+            f"{config.data.prompt!r}: give --data.prompt {loaded.info.prompt}"
+        )
     pretrained = loaded.pretrained
     dtype = jnp.dtype(config.model.dtype)
     params = loaded.params if loaded.rules is None else merge_params(loaded.params, loaded.rules)
     params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    _check_fit(config, pretrained)
     task = load_task(config.data, pretrained.tokenizer)
     plain = Llama(pretrained.config, dtype=dtype)
     with WorkProgress(task.tokens("evaluation")) as progress:
@@ -183,6 +196,27 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     if len(by_task) > 1:
         lines += [f"  {name}: {sum(c) / len(c):.1%} of {len(c)}" for name, c in by_task.items()]
     return lines
+
+
+def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
+    """Find what does not suit the model before anything is run."""
+    context = pretrained.config.max_position_embeddings
+    if config.data.max_length > context:
+        raise DoraError(
+            f"data.max_length ({config.data.max_length}) is more than the model's context of "
+            f"{context} tokens: lower --data.max-length"
+        )
+    for method in config.compare.methods:
+        rules = config.adapter.rules(method)
+        try:
+            trainable_mask(_adapted_shapes(Llama(pretrained.config, rules)), rules)
+        except ValueError as error:
+            raise DoraError(f"adapter.modules: {error}") from None
+
+
+def _adapted_shapes(model: Llama) -> Params:
+    example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), example)["params"]
 
 
 def _total_work(config: ExperimentConfig, task: Task) -> float:
@@ -218,9 +252,7 @@ def _fit(
     config = bench.config
     rules = config.adapter.rules(method)
     model = bench.adapted(rules)
-    example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
-    params = init_adapters(bench.params, shapes, rules, jax.random.key(seed))
+    params = init_adapters(bench.params, _adapted_shapes(model), rules, jax.random.key(seed))
     work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
 
     expected = 1
@@ -247,6 +279,7 @@ def _fit(
         dropout=config.adapter.dropout > 0,
         on_step=on_step,
     )
+    bench.progress.skip(work * (steps + 1 - expected))
     return result, rules
 
 
@@ -264,11 +297,16 @@ def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
             # Trials use the first seed: the same initial A and data order for every method.
             seed = bench.config.seeds[0]
             trial = _trial(bench, method, seed, rate, folder)
-            finish_part(folder, trial)
+            _finish(folder, trial)
         else:
             bench.progress.skip(_part_work(bench, compared.search_steps, "validation"))
         trials.append(trial)
     best = min(trials, key=_validation_loss)
+    if math.isinf(_validation_loss(best)):
+        raise DoraError(
+            f"{method} diverged at every learning rate that was tried; lower "
+            "--compare.learning-rates"
+        )
     return [dataclasses.replace(trial, chosen=trial is best) for trial in trials]
 
 
@@ -289,7 +327,14 @@ def _trial(bench: Workbench, method: Method, seed: int, rate: float, folder: Pat
 
 
 def _validation_loss(trial: SearchTrial) -> float:
-    return math.inf if trial.validation_loss is None else trial.validation_loss
+    loss = trial.validation_loss
+    return loss if loss is not None and math.isfinite(loss) else math.inf
+
+
+def _finish(folder: Path, result: SearchTrial | RunResult) -> None:
+    """Write a part's result; what it needed to continue is then of no use."""
+    finish_part(folder, result)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
@@ -305,6 +350,7 @@ def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
     info = AdapterInfo(
         model=bench.pretrained.name,
         source=bench.pretrained.source,
+        weights=fingerprint(bench.pretrained.params),
         method=method,
         adapter=dataclasses.asdict(bench.config.adapter),
         prompt=bench.config.data.prompt,
@@ -327,7 +373,7 @@ def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
         train_seconds=result.train_seconds,
         history=result.history,
     )
-    finish_part(folder, run)
+    _finish(folder, run)
     bench.progress.say(f"{method}, seed {seed}: {score.accuracy:.1%}")
     return run
 

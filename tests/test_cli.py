@@ -93,16 +93,17 @@ def test_bad_fields(capsys, experiment, overrides, message):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("x = 1 / 0\n", "bad.py, line 1: ZeroDivisionError"),
+        ("x = 1\nx / 0\n", "bad.py, line 2: ZeroDivisionError"),
         ("def f(:\n", "bad.py"),
         ("config = 3\n", "must set `config = ExperimentConfig(...)`"),
         (EXPERIMENT.format(model="m").replace("name=", "nam=", 1), "bad.py, line 3: TypeError"),
         (EXPERIMENT.format(model="m").replace("mine", "a/b"), "name must be a plain file name"),
     ],
 )
-def test_bad_experiment_files(capsys, tmp_path, source, message):
+def test_bad_experiment_files(capsys, tmp_path, monkeypatch, source, message):
     (tmp_path / "bad.py").write_text(source)
-    code, text = fails(capsys, "compare", tmp_path / "bad.py")
+    monkeypatch.chdir(tmp_path)
+    code, text = fails(capsys, "compare", "bad.py")
     assert code == 1
     assert message in text
 
@@ -111,10 +112,12 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli._COMMANDS, "models", interrupted)
-    code, text = fails(capsys, "models")
-    assert code == 130
-    assert "run the same command again to continue" in text
+    for command in ("compare", "models"):
+        monkeypatch.setitem(cli._COMMANDS, command, interrupted)
+        code, text = fails(capsys, command)
+        assert code == 130
+        assert "run the same command again" in text
+        assert ("to continue where it stopped" in text) == (command == "compare")
 
 
 def test_a_full_disk_is_said_in_words(capsys, monkeypatch):

@@ -50,6 +50,7 @@ def config(inputs, tmp_path_factory):
             eval=inputs / "eval.jsonl",
             validation_rows=8,
             eval_batch_size=4,
+            max_length=100,
         ),
         adapter=AdapterConfig(rank=2, alpha=4.0),
         train=TrainConfig(steps=4, batch_size=4, checkpoint_every=2),
@@ -109,6 +110,7 @@ def test_what_a_run_leaves(results, config):
     assert "jax" in json.loads((config.out / "environment.json").read_text())["versions"]
     for method in ("lora", "dora"):
         part = config.out / "seed-0" / method
+        assert not (part / "checkpoints").exists()
         lines = (part / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
         assert (part / "adapter" / "adapter.json").is_file()
@@ -157,6 +159,51 @@ def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_p
     assert {run.learning_rate for run in found.runs} == {1e-3}
 
 
+def test_if_every_rate_diverges_it_ends(config, tmp_path, monkeypatch):
+    def diverging(*args, **fields):
+        raise comparison.DivergedError("the loss is nan")
+
+    monkeypatch.setattr(comparison, "fit", diverging)
+    with pytest.raises(DoraError, match="lora diverged at every learning rate that was tried"):
+        comparison.compare(dataclasses.replace(config, out=tmp_path / "run"), "the command")
+
+
+def test_a_loss_that_is_no_number_is_never_the_least():
+    trials = [
+        comparison.SearchTrial("lora", 1.0, 1, False, 0.0, loss)
+        for loss in (float("nan"), 2.0, 1.0, None)
+    ]
+    assert min(trials, key=comparison._validation_loss) is trials[2]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("adapter", AdapterConfig(rank=2, modules="(q|k)_pro"), r"matches no module; near misses"),
+        ("data", None, r"data\.max_length \(4096\) is more than the model's context of 128"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_found_first(config, tmp_path, field, value, message):
+    value = value or dataclasses.replace(config.data, max_length=4096)
+    with pytest.raises(DoraError, match=message):
+        comparison.compare(dataclasses.replace(config, out=tmp_path / "run", **{field: value}), "c")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_adapter_is_refused_on_other_weights(results, config, inputs, tmp_path, monkeypatch):
+    part = config.out / "seed-0" / "dora"
+    weights = inputs / "model" / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        changed = bytearray(kept)
+        changed[-100_000:] = bytes(100_000)
+        weights.write_bytes(bytes(changed))
+        with pytest.raises(DoraError, match="was trained on other weights than those now at"):
+            answer("hello", adapter=part)
+    finally:
+        weights.write_bytes(kept)
+
+
 def test_other_weights_at_the_same_path_are_another_run(results, config, monkeypatch):
     load = comparison.load_pretrained
 
@@ -201,6 +248,9 @@ def test_evaluate_scores_an_adapter_as_the_comparison_did(results, config):
     for run in results.runs:
         (line,) = comparison.evaluate(config, config.out / "seed-0" / run.method)
         assert line == f"accuracy {run.accuracy:.1%} of 12 rows, loss {run.loss:.4f}"
+    chat = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt="chat"))
+    with pytest.raises(DoraError, match=r"template 'plain', not 'chat': give --data.prompt plain"):
+        comparison.evaluate(chat, config.out / "seed-0" / "dora")
     (line,) = comparison.evaluate(config, None)
     assert line.startswith(f"accuracy {results.base.accuracy:.1%} of 12 rows")
 

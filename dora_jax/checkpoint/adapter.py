@@ -14,7 +14,7 @@ import jax
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
-from dora_jax.checkpoint.pretrained import Pretrained, load_pretrained
+from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama
@@ -37,6 +37,7 @@ class AdapterInfo:
         method: how the modules were tuned.
         adapter: rank, modules and so on (`AdapterConfig`, as plain JSON).
         prompt: the prompt template that it was trained with.
+        weights: `fingerprint` of the base weights (float32), where they were at hand.
     """
 
     model: str
@@ -44,6 +45,7 @@ class AdapterInfo:
     method: str
     adapter: dict[str, Any]
     prompt: str
+    weights: str | None = None
 
     def rules(self) -> AdapterRules:
         """Return the rules that the model must be built with.
@@ -160,6 +162,11 @@ def load_model(model: str, adapter: Path | None, dtype: Any = "float32") -> Load
         raise DoraError(
             f"{folder}: was trained on {info.model} from {info.source}, but the weights found now "
             f"come from {pretrained.source}: an adapter fits only the weights it was trained on"
+        )
+    if info.weights and dtype == "float32" and fingerprint(pretrained.params) != info.weights:
+        raise DoraError(
+            f"{folder}: was trained on other weights than those now at {pretrained.source}: an "
+            "adapter fits only the weights it was trained on; train it again, or bring them back"
         )
     rules = info.rules()
     plain = Llama(pretrained.config, rules)

@@ -1,6 +1,9 @@
 """One question with its answer: what every source of data yields and every prompt is made of."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+Split = Literal["train", "validation", "evaluation"]
 
 
 @dataclass(frozen=True)

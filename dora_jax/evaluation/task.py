@@ -3,14 +3,14 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dora_jax.analysis.results import DataInfo, EvalRow
 from dora_jax.data.batches import ShuffledBatches, padded_length
 from dora_jax.data.encode import EncodedRow, digest_rows, encode_examples
-from dora_jax.data.examples import Example
+from dora_jax.data.examples import Example, Split
 from dora_jax.data.jsonl import read_jsonl
 from dora_jax.data.prompts import get_template
 from dora_jax.data.tokenizer import Tokenizer
@@ -19,8 +19,6 @@ from dora_jax.evaluation.exact_match import exact_matches, new_tokens
 from dora_jax.evaluation.likelihood import pick, row_length, score_rows
 from dora_jax.models.llama import Llama
 from dora_jax.training.config import DataConfig, TrainConfig
-
-Split = Literal["train", "validation", "evaluation"]
 
 
 @dataclass(frozen=True)
@@ -56,24 +54,23 @@ class Task:
     batch_size: int
     skipped: dict[str, dict[str, int]]
 
-    @property
-    def has_options(self) -> bool:
-        """Whether rows are answered by choosing; else the answer is written freely."""
-        return all(row.options for row in (*self.rows["validation"], *self.rows["evaluation"]))
+    def chooses(self, split: Split) -> bool:
+        """Whether a split's rows are answered by choosing; else answers are written freely."""
+        return all(row.options for row in self.rows[split])
 
     @functools.cached_property
     def info(self) -> DataInfo:
         """What the report says of the data."""
         evaluation = self.rows["evaluation"]
         chance = None
-        if self.has_options:
+        if self.chooses("evaluation"):
             chance = float(np.mean([1 / len(row.options) for row in evaluation]))
         return DataInfo(
             task=self.name,
             train_rows=len(self.rows["train"]),
             validation_rows=len(self.rows["validation"]),
             eval_rows=len(evaluation),
-            metric="accuracy" if self.has_options else "exact_match",
+            metric="exact_match" if chance is None else "accuracy",
             chance=chance,
             skipped=self.skipped,
         )
@@ -95,6 +92,12 @@ class Task:
             f"data: {info.task}; {info.train_rows:,} rows to train on, {info.validation_rows:,} to "
             f"choose learning rates, {info.eval_rows:,} to evaluate; {how}"
         ]
+        with_options = sum(bool(row.options) for row in self.rows["evaluation"])
+        if 0 < with_options < info.eval_rows:
+            lines.append(
+                f"{with_options:,} of the {info.eval_rows:,} rows to evaluate have options and the "
+                "rest have none: all are scored as free answers"
+            )
         for split, reasons in self.skipped.items():
             lines += [f"left out of {split}: {n:,} rows, {why}" for why, n in reasons.items()]
         return lines
@@ -111,7 +114,7 @@ class Task:
         """Return the number of tokens that scoring a split takes: what `score` advances by."""
         rows = self.rows[split]
         total = sum(map(row_length, rows))
-        if not self.has_options:
+        if not self.chooses(split):
             total += sum(len(row.prompt) + new_tokens(rows) for row in rows)
         return float(total)
 
@@ -132,7 +135,7 @@ class Task:
         """
         rows = self.rows[split]
         scores = score_rows(model, params, rows, self.batch_size, self.tokenizer.eos_id, advance)
-        if self.has_options:
+        if self.chooses(split):
             pairs = zip(rows, scores, strict=True)
             correct = [int(pick(row, found) == row.correct) for row, found in pairs]
         else:
@@ -193,11 +196,12 @@ def _files(config: DataConfig) -> _Splits:
     """Read the two files; validation rows are taken from the training file."""
     assert config.train is not None, "DataConfig checks it"
     assert config.eval is not None, "DataConfig checks it"
-    evaluation = _sample(read_jsonl(config.eval), config.eval_rows, config.seed)
+    evaluation = read_jsonl(config.eval)
+    # Of the whole file: a later evaluation may take more of its rows.
     asked = {example.prompt for example in evaluation}
     given = read_jsonl(config.train)
-    # One row for each prompt: so that no validation prompt is trained on.
-    own = list({e.prompt: e for e in given if e.prompt not in asked}.values())
+    # One row for each prompt, so that no validation prompt is trained on: the first.
+    own = list({e.prompt: e for e in reversed(given) if e.prompt not in asked}.values())[::-1]
     evaluated = sum(example.prompt in asked for example in given)
     if len(own) < 2:
         raise DoraError(
@@ -209,7 +213,7 @@ def _files(config: DataConfig) -> _Splits:
     splits: dict[Split, list[Example]] = {
         "train": chosen[validation_rows:],
         "validation": chosen[:validation_rows],
-        "evaluation": evaluation,
+        "evaluation": _sample(evaluation, config.eval_rows, config.seed),
     }
     left_out = {
         "in the evaluation file too": evaluated,

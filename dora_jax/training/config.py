@@ -50,6 +50,11 @@ Dtype = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "cosine", "constant"]
 
 
+def _require_count(name: str, value: object) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole and value >= 1, name, value, "a whole number of at least 1")  # type: ignore[operator]
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Which model is tuned."""
@@ -92,8 +97,11 @@ class DataConfig:
     """Rows scored at once."""
 
     def __post_init__(self) -> None:
+        for name in ("train", "eval"):
+            if isinstance(getattr(self, name), str):  # as experiment files write it
+                object.__setattr__(self, name, Path(getattr(self, name)))
         for name in ("train_rows", "validation_rows", "eval_rows", "max_length", "eval_batch_size"):
-            _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "at least 1")
+            _require_count(f"data.{name}", getattr(self, name))
         _require_seed("data.seed", self.seed)
         if (self.train is None) != (self.eval is None):
             given, other = ("train", "eval") if self.train else ("eval", "train")
@@ -196,7 +204,7 @@ class TrainConfig:
         _require_choice("train.method", self.method, Method)
         _require(self.method != "frozen", "train.method", self.method, "a method that trains")
         for name in ("steps", "batch_size", "micro_batches", "checkpoint_every"):
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+            _require_count(f"train.{name}", getattr(self, name))
         if self.batch_size % self.micro_batches:
             raise DoraError(
                 f"train.batch_size ({self.batch_size}) must be a multiple of train.micro_batches "
@@ -266,6 +274,8 @@ class ExperimentConfig:
         _require(
             re.fullmatch(r"[\w.-]+", self.name) is not None, "name", self.name, "a plain file name"
         )
+        if isinstance(self.out, str):
+            object.__setattr__(self, "out", Path(self.out))
         _require(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         for seed in self.seeds:
             _require_seed("seeds", seed)

@@ -19,12 +19,14 @@ def test_rows(tmp_path):
     rows = [
         GOOD,
         "",
-        GOOD | {"input": " To whom? ", "task": "greeting", "extra": 3},
+        GOOD | {"input": " To whom? ", "task": "greeting", "extra": 3, "answer": 3},
+        GOOD | {"input": None},
         GOOD | {"options": ["hello", "bye"]},
     ]
     assert read_jsonl(write(tmp_path / "a.jsonl", *rows)) == [
         Example("Say hello.", "hello"),
         Example("Say hello.\n\nTo whom?", "hello", (), "greeting"),
+        Example("Say hello.", "hello"),
         Example("Say hello.", "hello", ("hello", "bye")),
     ]
 
@@ -69,7 +71,9 @@ def test_no_options_where_they_do_not_fit(tmp_path, changes):
         ({"instruction": "x"}, r"line 2: has no field 'output' \(its fields: 'instruction'\)"),
         ({"instruction": 3, "output": "x"}, "line 2: 'instruction' must be a text, not empty"),
         ({"instruction": "x", "output": "  "}, "line 2: 'output' must be a text, not empty"),
-        (GOOD | {"input": None}, "line 2: 'input' must be a text; got None"),
+        (GOOD | {"input": 3}, "line 2: 'input' must be a text; got 3"),
+        ('{"instruction": "\\ud800", "output": "x"}', "line 2: holds half a character"),
+        ('{"output": "x", "instruction": ' + "[" * 100_000, "line 2: is n"),
         (GOOD | {"options": "hello"}, "line 2: 'options' must be a list of texts"),
         (GOOD | {"options": ["bye", "ciao"]}, "line 2: 'options' must be at least two, with the"),
         (GOOD | {"options": ["hello"]}, "line 2: 'options' must be at least two, with the"),
@@ -78,6 +82,14 @@ def test_no_options_where_they_do_not_fit(tmp_path, changes):
 def test_a_bad_row_is_named(tmp_path, row, message):
     with pytest.raises(DoraError, match=rf"a\.jsonl, {message}"):
         read_jsonl(write(tmp_path / "a.jsonl", GOOD, row))
+
+
+def test_a_byte_order_mark_and_many_slashes_do_no_harm(tmp_path):
+    path = write(tmp_path / "a.jsonl", GOOD)
+    path.write_text("\ufeff" + path.read_text())
+    assert read_jsonl(path) == [Example("Say hello.", "hello")]
+    slashes = commonsense(instruction="Answer format: " + "/" * 60 + " x")
+    assert read_jsonl(write(path, slashes))[0].options == ()
 
 
 def test_bad_files(tmp_path):

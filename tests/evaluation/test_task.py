@@ -73,6 +73,24 @@ def test_free_answers_are_matched_and_options_chosen(data, tmp_path):
     assert (info.metric, info.chance) == ("accuracy", pytest.approx(1 / 3))
 
 
+def test_rows_that_a_limit_leaves_out_of_the_evaluation_are_not_trained_on(data):
+    task = load_task(data([*map(row, range(90, 110))], eval_rows=2), tokenizer())
+    # Five of the twenty are in the evaluation file; only two of its six rows are evaluated.
+    assert task.info.train_rows + task.info.validation_rows == 15
+    assert task.info.skipped["train"] == {"in the evaluation file too": 5}
+
+
+def test_options_of_the_evaluation_count_whatever_the_training_rows_have(data, tmp_path):
+    choice = {"output": "a", "options": ["a", "b"]}
+    config = data()
+    write(config.eval, [row(n, **choice) for n in range(100, 104)])
+    assert load_task(config, tokenizer()).info.metric == "accuracy"
+    write(config.eval, [row(100, **choice), row(101)])
+    mixed = load_task(config, tokenizer())
+    assert mixed.info.metric == "exact_match"
+    assert any("1 of the 2 rows to evaluate have options" in line for line in mixed.describe())
+
+
 def test_too_long_rows_are_counted_or_refused(data):
     long = row(50, instruction="question " * 50)
     task = load_task(data([*map(row, range(10)), long], max_length=60), tokenizer())

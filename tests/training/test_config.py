@@ -21,11 +21,19 @@ from dora_jax.training.config import (
 REFUSED = [
     (ModelConfig, {"dtype": "float16"}, "model.dtype must be one of 'float32', 'bfloat16'; got"),
     (ModelConfig, {"remat": "dot"}, "got 'dot' (did you mean 'dots'?)"),
-    (DataConfig, {"train_rows": 0}, "data.train_rows must be at least 1; got 0"),
-    (DataConfig, {"validation_rows": 0}, "data.validation_rows must be at least 1; got 0"),
-    (DataConfig, {"eval_rows": -3}, "data.eval_rows must be at least 1; got -3"),
-    (DataConfig, {"max_length": 0}, "data.max_length must be at least 1; got 0"),
-    (DataConfig, {"eval_batch_size": 0}, "data.eval_batch_size must be at least 1; got 0"),
+    (DataConfig, {"train_rows": 0}, "data.train_rows must be a whole number of at least 1; got 0"),
+    (
+        DataConfig,
+        {"validation_rows": 0},
+        "data.validation_rows must be a whole number of at least 1; got 0",
+    ),
+    (DataConfig, {"eval_rows": -3}, "data.eval_rows must be a whole number of at least 1; got -3"),
+    (DataConfig, {"max_length": 0}, "data.max_length must be a whole number of at least 1; got 0"),
+    (
+        DataConfig,
+        {"eval_batch_size": 0},
+        "data.eval_batch_size must be a whole number of at least 1; got 0",
+    ),
     (DataConfig, {"seed": -1}, "data.seed must be at least 0 and below 2**32; got -1"),
     (DataConfig, {"train": Path("a")}, "data.train is given without data.eval: give both files"),
     (DataConfig, {"eval": Path("a")}, "data.eval is given without data.train: give both files"),
@@ -57,10 +65,22 @@ REFUSED = [
     (OptimConfig, {"beta2": -0.1}, "optim.beta2 must be in [0, 1); got -0.1"),
     (TrainConfig, {"method": "lorra"}, "got 'lorra' (did you mean 'lora'?)"),
     (TrainConfig, {"method": "frozen"}, "train.method must be a method that trains; got 'frozen'"),
-    (TrainConfig, {"steps": 0}, "train.steps must be at least 1; got 0"),
-    (TrainConfig, {"batch_size": 0}, "train.batch_size must be at least 1; got 0"),
-    (TrainConfig, {"micro_batches": 0}, "train.micro_batches must be at least 1; got 0"),
-    (TrainConfig, {"checkpoint_every": 0}, "train.checkpoint_every must be at least 1; got 0"),
+    (TrainConfig, {"steps": 0}, "train.steps must be a whole number of at least 1"),
+    (
+        TrainConfig,
+        {"batch_size": 0},
+        "train.batch_size must be a whole number of at least 1",
+    ),
+    (
+        TrainConfig,
+        {"micro_batches": 0},
+        "train.micro_batches must be a whole number of at least 1",
+    ),
+    (
+        TrainConfig,
+        {"checkpoint_every": 0},
+        "train.checkpoint_every must be a whole number of at least 1",
+    ),
     (
         TrainConfig,
         {"batch_size": 10, "micro_batches": 4},
@@ -112,7 +132,7 @@ def test_the_limits_themselves_are_allowed(kind, fields):
 
 def test_every_check_holds_for_replaced_fields_too():
     config = ExperimentConfig()
-    with pytest.raises(DoraError, match=r"train\.steps must be at least 1"):
+    with pytest.raises(DoraError, match=r"train\.steps must be a whole number of at least 1"):
         dataclasses.replace(config.train, steps=0)
 
 
@@ -201,3 +221,12 @@ def test_the_run_folder_is_named_by_the_settings_and_the_same_in_every_process()
     # A fixed value: nothing about the process, such as its hash seed, goes into it.
     assert digest({"b": [1, 0.5, None], "a": "é"}) == digest({"a": "é", "b": [1, 0.5, None]})
     assert digest({"b": [1, 0.5, None], "a": "é"}) == "97f0d070"
+
+
+def test_texts_become_paths_and_steps_are_whole():
+    config = ExperimentConfig(data=DataConfig(train="a.jsonl", eval="b.jsonl"), out="runs/x")
+    assert (config.data.train, config.data.eval) == (Path("a.jsonl"), Path("b.jsonl"))
+    assert config.run_folder() == Path("runs/x")
+    for value in (2.5, True, "2"):
+        with pytest.raises(DoraError, match=r"train\.steps must be a whole number of at least 1"):
+            TrainConfig(steps=value)
