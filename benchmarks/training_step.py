@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.shapes import SHAPES
 from dora_jax.adapters import init_adapters, kernel_sq_norms
-from dora_jax.models.llama import Llama
+from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.training.config import AdapterConfig, OptimConfig
 from dora_jax.training.step import Batch, init_state, make_optimizer, make_train_step
@@ -50,9 +50,8 @@ def build_step(
     rules = AdapterConfig(rank=rank, alpha=2.0 * rank).rules(method)  # type: ignore[arg-type]
     adapted = Llama(config, rules)
     key = jax.random.key(0)
-    example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     base = jax.jit(Llama(config).init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
-    shapes = jax.eval_shape(adapted.init, key, example)["params"]
+    shapes = param_shapes(adapted)
     params = init_adapters(base, shapes, rules, key)
     trainable, frozen = partition(params, trainable_mask(params, rules))
     trainable = jax.tree.map(jnp.array, trainable)

@@ -41,7 +41,7 @@ from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrai
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, load_task
-from dora_jax.models.llama import Llama
+from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import ExperimentConfig
@@ -209,14 +209,9 @@ def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
     for method in config.compare.methods:
         rules = config.adapter.rules(method)
         try:
-            trainable_mask(_adapted_shapes(Llama(pretrained.config, rules)), rules)
+            trainable_mask(param_shapes(Llama(pretrained.config, rules)), rules)
         except ValueError as error:
             raise DoraError(f"adapter.modules: {error}") from None
-
-
-def _adapted_shapes(model: Llama) -> Params:
-    example = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), example)["params"]
 
 
 def _total_work(config: ExperimentConfig, task: Task) -> float:
@@ -252,7 +247,7 @@ def _fit(
     config = bench.config
     rules = config.adapter.rules(method)
     model = bench.adapted(rules)
-    params = init_adapters(bench.params, _adapted_shapes(model), rules, jax.random.key(seed))
+    params = init_adapters(bench.params, param_shapes(model), rules, jax.random.key(seed))
     work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
 
     expected = 1

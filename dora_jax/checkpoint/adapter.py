@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
-import jax
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import Llama
+from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import AdapterConfig
@@ -114,8 +113,7 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params
         DoraError: when leaves are missing, unexpected or of another shape, or a rule matches no
             module of the model.
     """
-    example = jax.ShapeDtypeStruct((1, 2), "int32")
-    shapes = jax.eval_shape(model.init, jax.random.key(0), example)["params"]
+    shapes = param_shapes(model)
     try:
         mask = trainable_mask(shapes, model.adapters)
     except ValueError as error:

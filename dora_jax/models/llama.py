@@ -259,3 +259,9 @@ class Llama(nn.Module):
     ) -> Float[Array, "b l v"]:
         """Return the logits (B, L, V), float32; arguments as `hidden_states`."""
         return self.head(self.hidden_states(tokens_BL, positions_BL, mask_BLS)[0])
+
+
+def param_shapes(model: Llama) -> Any:
+    """Return the shapes and dtypes of a model's parameters, adapters included; computes nothing."""
+    tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
