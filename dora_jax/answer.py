@@ -5,19 +5,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from dora_jax.adapters import merge_params
 from dora_jax.checkpoint.adapter import load_model
 from dora_jax.data.prompts import get_template
 from dora_jax.errors import DoraError
 from dora_jax.generation import Sampling, generate_ids
 from dora_jax.models.llama import Llama
 
+DEFAULT_MODEL = "smollm2-135m-instruct"
+
 
 def answer(
     prompt: str,
     *,
     adapter: Path | None = None,
-    model: str = "smollm2-135m-instruct",
+    model: str | None = None,
     template: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -28,7 +29,7 @@ def answer(
     Args:
         prompt: what is asked.
         adapter: an adapter's folder, or the part of a run that holds one; merged before use.
-        model: the base model where no adapter names it.
+        model: the base model; None takes the adapter's own, or else `DEFAULT_MODEL`.
         template: prompt template; the adapter's own by default, `chat` for a base model.
         max_new_tokens: see `Sampling`.
         temperature: see `Sampling`.
@@ -42,12 +43,13 @@ def answer(
     if template is not None:
         get_template(template)
     sampling = Sampling(max_new_tokens, temperature, seed)
+    if model is None and adapter is None:
+        model = DEFAULT_MODEL
     loaded = load_model(model, adapter)
     tokenizer = loaded.pretrained.tokenizer
     trained_with = None if loaded.info is None else loaded.info.prompt
     shape = get_template(template or trained_with or "chat")
-    params = loaded.params if loaded.rules is None else merge_params(loaded.params, loaded.rules)
-    variables = {"params": jax.tree.map(jnp.asarray, params)}
+    variables = {"params": jax.tree.map(jnp.asarray, loaded.merged())}
     ids = [shape.encode_prompt(prompt, tokenizer)]
     stops = [tokenizer.eos_id]
     out = generate_ids(Llama(loaded.pretrained.config), variables, ids, sampling, stops)

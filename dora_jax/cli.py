@@ -45,8 +45,8 @@ class GenerateArgs:
     """What to answer."""
     adapter: Path | None = None
     """An adapter's folder, or the part of a run that holds one; none takes the base model."""
-    model: str = "smollm2-135m-instruct"
-    """The base model, where no adapter names it."""
+    model: str | None = None
+    """The base model; by default the adapter's own, or else smollm2-135m-instruct."""
     template: str | None = None
     """plain, chat or alpaca; by default the adapter's own, or chat for a base model."""
     max_new_tokens: int = 64
@@ -67,6 +67,8 @@ class MergeArgs:
     """The folder to write; must not exist, or be empty."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the written weights; the arithmetic is float32 and rounded once."""
+    model: str | None = None
+    """Where the base weights are now, if not where they were in training."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def _merge(argv: Sequence[str]) -> None:
     args = tyro.cli(MergeArgs, args=list(argv), prog="dora-jax merge")
     from dora_jax.checkpoint.merge import merge_to_hf
 
-    merge_to_hf(args.adapter, args.out, args.dtype)
+    merge_to_hf(args.adapter, args.out, args.dtype, args.model)
     print(f"merged model written to {args.out}")
 
 

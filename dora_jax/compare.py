@@ -40,7 +40,7 @@ from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, load_model, save_ad
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.task import Score, Task, load_task
+from dora_jax.evaluation.task import Score, Task, encode_task, read_examples
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
 from dora_jax.spec import AdapterRules, Method
@@ -50,7 +50,6 @@ from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.runs import (
     RESULTS_FILE,
     claim,
-    environment,
     finish_part,
     finished_part,
 )
@@ -113,16 +112,24 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
         DoraError: for bad data, a run folder of another config, a diverged run, a full disk.
     """
     console = Console(stderr=True)
+    examples = read_examples(config.data)
     pretrained, params = load_weights(config)
     _check_fit(config, pretrained)
-    task = load_task(config.data, pretrained.tokenizer)
+    task = encode_task(examples, config.data, pretrained.tokenizer)
     for line in task.describe():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = config.run_folder()
     console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
     weights = f"{pretrained.source}, {fingerprint(pretrained.params)}"
     identity = config.settings() | {"weights": weights, "rows": task.digest()}
-    with claim(folder, "compare", identity):
+    with claim(folder, identity) as environments:
+        if len(environments) > 1:
+            console.print(
+                "this run was begun in another environment (environment.json lists them); its "
+                "finished parts are kept",
+                highlight=False,
+                soft_wrap=True,
+            )
         with WorkProgress(_total_work(config, task), console) as progress:
             bench = Workbench(config, pretrained, params, task, folder, progress)
             base = _base(bench)
@@ -146,7 +153,7 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             runs=tuple(runs),
             search=tuple(trials),
             settings=config.settings(),
-            environment=environment(),
+            environment=environments[-1] | {"earlier": environments[:-1]},
         )
         write_report(results, folder / REPORT_FILE)
         results.to_json(folder / RESULTS_FILE)
@@ -170,6 +177,7 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     Raises:
         DoraError: when the adapter was trained with another prompt template.
     """
+    examples = read_examples(config.data)
     loaded = load_model(config.model.name, adapter)
     if loaded.info is not None and loaded.info.prompt != config.data.prompt:
         raise DoraError(
@@ -178,10 +186,9 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         )
     pretrained = loaded.pretrained
     dtype = jnp.dtype(config.model.dtype)
-    params = loaded.params if loaded.rules is None else merge_params(loaded.params, loaded.rules)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), loaded.merged())
     _check_fit(config, pretrained)
-    task = load_task(config.data, pretrained.tokenizer)
+    task = encode_task(examples, config.data, pretrained.tokenizer)
     plain = Llama(pretrained.config, dtype=dtype)
     with WorkProgress(task.tokens("evaluation")) as progress:
         progress.part("evaluation")
@@ -195,7 +202,23 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         by_task.setdefault(row.task, []).append(correct)
     if len(by_task) > 1:
         lines += [f"  {name}: {sum(c) / len(c):.1%} of {len(c)}" for name, c in by_task.items()]
+    if loaded.info is not None:
+        lines += _doubts(config, loaded.info)
     return lines
+
+
+def _doubts(config: ExperimentConfig, info: AdapterInfo) -> list[str]:
+    """Return a warning where the rows may be among those that the adapter was trained on."""
+    before, now = info.data, config.settings()["data"]
+    if before is None or before["train"] is not None or now["train"] is not None:
+        return []  # not the embedded task
+    # The seed decides which of its entities are held out.
+    if before["seed"] == now["seed"]:
+        return []
+    return [
+        f"warning: the adapter was trained with data.seed {before['seed']}, not {now['seed']}: "
+        "some of these rows are about what it was trained on"
+    ]
 
 
 def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
@@ -252,7 +275,7 @@ def _fit(
 
     expected = 1
 
-    def on_step(point: HistoryPoint, _: int) -> None:
+    def on_step(point: HistoryPoint) -> None:
         nonlocal expected
         # The steps before an interruption are not done again.
         bench.progress.skip(work * (point.step - expected))
@@ -349,6 +372,8 @@ def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
         method=method,
         adapter=dataclasses.asdict(bench.config.adapter),
         prompt=bench.config.data.prompt,
+        dtype=bench.config.model.dtype,
+        data=bench.config.settings()["data"],
     )
     save_adapter(folder / FOLDER, info, trainable)
     score = bench.score(merge_params(result.params, rules), "evaluation")

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dora_jax.data.padding import round_up
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama, init_cache
+from dora_jax.training.sharding import replicate, split_rows
 
 _BUCKET = 64
 
@@ -34,10 +36,6 @@ class Sampling:
             raise DoraError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise DoraError(f"temperature must be at least 0; got {self.temperature}")
-
-
-def _round_up(n: int) -> int:
-    return -(-n // _BUCKET) * _BUCKET
 
 
 @partial(jax.jit, static_argnames=("model", "new_tokens", "greedy"))
@@ -115,7 +113,8 @@ def generate_ids(
     Args:
         model: the model, with or without adapters.
         variables: {"params": ...}, with `norms` if at hand.
-        prompts: non-empty lists of ids, of any lengths: shorter ones are padded left.
+        prompts: non-empty lists of ids, of any lengths: shorter ones are padded left. Divided
+            over the devices where their number divides.
         sampling: see `Sampling`.
         stop_ids: tokens that end a row.
 
@@ -132,7 +131,7 @@ def generate_ids(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the "
             f"model's context of {context}: shorten the prompt or lower max_new_tokens"
         )
-    width = min(_round_up(longest), context - sampling.max_new_tokens)
+    width = min(round_up(longest, _BUCKET), context - sampling.max_new_tokens)
     tokens = np.zeros((len(prompts), width), np.int32)
     real = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):
@@ -141,9 +140,8 @@ def generate_ids(
     stops = list(stop_ids) or [-1]
     out = _decode(
         model,
-        variables,
-        jnp.asarray(tokens),
-        jnp.asarray(real),
+        replicate(variables),
+        *split_rows((tokens, real)),
         jnp.asarray(stops),
         jnp.asarray(max(sampling.temperature, 1e-6), jnp.float32),
         jax.random.key(sampling.seed),

@@ -25,7 +25,7 @@ config = ExperimentConfig(
     optim=OptimConfig(schedule="linear", warmup_ratio=0.1),
     train=TrainConfig(steps=60, batch_size=16),
     compare=CompareConfig(
-        methods=("lora", "dora"), learning_rates=(3e-4, 1e-3, 3e-3), search_steps=12
+        methods=("lora", "dora"), learning_rates=(1e-3, 3e-3, 1e-2), search_steps=12
     ),
     seeds=(0,),
 )

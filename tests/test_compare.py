@@ -1,14 +1,17 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from dora_jax import compare as comparison
 from dora_jax.analysis.results import ComparisonResults
 from dora_jax.answer import answer
+from dora_jax.checkpoint.adapter import AdapterInfo, load_model
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.merge import merge_to_hf
 from dora_jax.errors import DoraError
+from dora_jax.training import runs
 from dora_jax.training.config import (
     AdapterConfig,
     CompareConfig,
@@ -105,9 +108,10 @@ def test_what_a_run_leaves(results, config):
     report = (config.out / "report.html").read_text()
     assert "<svg" in report
     assert "the command" in report
-    settings = json.loads((config.out / "config.json").read_text())["settings"]
+    settings = json.loads((config.out / "config.json").read_text())
     assert settings["adapter"]["rank"] == 2
-    assert "jax" in json.loads((config.out / "environment.json").read_text())["versions"]
+    (environment,) = json.loads((config.out / "environment.json").read_text())
+    assert "jax" in environment["versions"]
     for method in ("lora", "dora"):
         part = config.out / "seed-0" / method
         assert not (part / "checkpoints").exists()
@@ -198,7 +202,7 @@ def test_an_adapter_is_refused_on_other_weights(results, config, inputs, tmp_pat
         changed = bytearray(kept)
         changed[-100_000:] = bytes(100_000)
         weights.write_bytes(bytes(changed))
-        with pytest.raises(DoraError, match="was trained on other weights than those now at"):
+        with pytest.raises(DoraError, match="was trained on other weights of"):
             answer("hello", adapter=part)
     finally:
         weights.write_bytes(kept)
@@ -253,6 +257,68 @@ def test_evaluate_scores_an_adapter_as_the_comparison_did(results, config):
         comparison.evaluate(chat, config.out / "seed-0" / "dora")
     (line,) = comparison.evaluate(config, None)
     assert line.startswith(f"accuracy {results.base.accuracy:.1%} of 12 rows")
+
+
+def test_rows_that_an_adapter_may_have_seen_are_warned_of():
+    data = DataConfig(seed=1)
+    info = AdapterInfo("m", "s", "dora", {}, "plain", data=ExperimentConfig().settings()["data"])
+    (line,) = comparison._doubts(ExperimentConfig(data=data), info)
+    assert line.startswith("warning: the adapter was trained with data.seed 0, not 1")
+    assert comparison._doubts(ExperimentConfig(), info) == []
+    assert (
+        comparison._doubts(ExperimentConfig(data=data), dataclasses.replace(info, data=None)) == []
+    )
+
+
+@pytest.mark.parametrize("command", [comparison.compare, comparison.evaluate])
+def test_data_are_read_before_a_model_is_loaded(config, tmp_path, monkeypatch, command):
+    monkeypatch.setattr(comparison, "load_pretrained", None)
+    monkeypatch.setattr(comparison, "load_model", None)
+    data = dataclasses.replace(config.data, eval=tmp_path / "none.jsonl")
+    with pytest.raises(DoraError, match=r"none\.jsonl"):
+        command(dataclasses.replace(config, data=data), None)
+
+
+def test_a_run_continued_elsewhere_says_so(results, config, monkeypatch, capsys):
+    here = runs.environment()
+    monkeypatch.setattr(runs, "environment", lambda: here | {"git_commit": "another"})
+    found = comparison.compare(config, "the command")
+    assert "this run was begun in another environment" in capsys.readouterr().err
+    assert found.environment["git_commit"] == "another"
+    assert [e["git_commit"] for e in found.environment["earlier"]] == [here["git_commit"]]
+    monkeypatch.undo()
+    (config.out / "environment.json").write_text(json.dumps([here]))
+    comparison.compare(config, "the command")
+
+
+def test_an_adapter_of_rounded_weights_is_merged_into_those(config, tmp_path):
+    half = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dtype="bfloat16"),
+        train=TrainConfig(method="dora", steps=1, batch_size=4),
+        out=tmp_path / "half",
+    )
+    (run,) = comparison.train(half, "the command").runs
+    (line,) = comparison.evaluate(half, half.out / "seed-0" / "dora")
+    assert line == f"accuracy {run.accuracy:.1%} of 12 rows, loss {run.loss:.4f}"
+    loaded = load_model(None, half.out / "seed-0" / "dora")
+    kernel = loaded.params["layers"]["mlp"]["up_proj"]["kernel"]
+    assert kernel.dtype == "float32"
+    np.testing.assert_array_equal(kernel, kernel.astype("bfloat16").astype("float32"))
+
+
+def test_an_adapter_finds_its_weights_in_another_place(results, config, inputs, tmp_path):
+    part = config.out / "seed-0" / "dora"
+    moved = inputs.parent / "moved"
+    expected = answer("hello", adapter=part, max_new_tokens=4)
+    (inputs / "model").rename(moved)
+    try:
+        with pytest.raises(DoraError, match="model: no such folder"):
+            answer("hello", adapter=part)
+        assert answer("hello", adapter=part, model=str(moved), max_new_tokens=4) == expected
+        merge_to_hf(part, tmp_path / "merged", model=str(moved))
+    finally:
+        moved.rename(inputs / "model")
 
 
 def test_generate_and_merge_use_the_adapter(results, config, tmp_path):

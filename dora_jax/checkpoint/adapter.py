@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
 
+from dora_jax.adapters import merge_params
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
@@ -37,6 +41,8 @@ class AdapterInfo:
         adapter: rank, modules and so on (`AdapterConfig`, as plain JSON).
         prompt: the prompt template that it was trained with.
         weights: `fingerprint` of the base weights (float32), where they were at hand.
+        dtype: to which the base weights were rounded in training; magnitudes belong to those.
+        data: what it was trained on (`DataConfig`, as plain JSON), where that is known.
     """
 
     model: str
@@ -45,6 +51,8 @@ class AdapterInfo:
     adapter: dict[str, Any]
     prompt: str
     weights: str | None = None
+    dtype: str = "float32"
+    data: dict[str, Any] | None = None
 
     def rules(self) -> AdapterRules:
         """Return the rules that the model must be built with.
@@ -130,43 +138,59 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model with, perhaps, an adapter in it."""
+    """A base model with, perhaps, an adapter in it; weights as numpy arrays, float32."""
 
     pretrained: Pretrained
     params: Params
     rules: AdapterRules | None
     info: AdapterInfo | None
 
+    def merged(self) -> Params:
+        """Return the plain model's parameters, the adapter merged."""
+        return self.params if self.rules is None else merge_params(self.params, self.rules)
 
-def load_model(model: str, adapter: Path | None, dtype: Any = "float32") -> Loaded:
+
+def load_model(model: str | None, adapter: Path | None) -> Loaded:
     """Load a base model, with an adapter in its parameters if one is named.
 
     Args:
-        model: the base model's name; with an adapter, the adapter's own model is loaded instead.
+        model: the base model's name; None takes the one that the adapter was trained on. An
+            adapter's weights can so be found in another place, if they are the same.
         adapter: an adapter's folder, or the run folder around it.
-        dtype: of the base parameters.
 
     Raises:
-        DoraError: when something is missing or broken, or the adapter was trained on weights from
-            another source.
+        DoraError: when something is missing or broken, or the adapter was trained on other weights.
+        ValueError: when neither is given.
     """
     if adapter is None:
-        pretrained = load_pretrained(model, dtype=dtype)
+        if model is None:
+            raise ValueError("give a model, an adapter, or both")
+        pretrained = load_pretrained(model)
         return Loaded(pretrained, pretrained.params, None, None)
     folder = find_adapter(adapter)
     info = load_info(folder)
-    pretrained = load_pretrained(info.model, dtype=dtype)
-    if pretrained.source != info.source:
+    pretrained = load_pretrained(info.model if model is None else model)
+    _check_weights(folder, info, pretrained)
+    base = pretrained.params
+    if info.dtype != "float32":
+        rounded = jnp.dtype(info.dtype)
+        base = jax.tree.map(lambda x: np.asarray(x).astype(rounded).astype(np.float32), base)
+    rules = info.rules()
+    plain = Llama(pretrained.config, rules)
+    params = attach(base, load_tree(folder / WEIGHTS), plain, folder)
+    return Loaded(pretrained, params, rules, info)
+
+
+def _check_weights(folder: Path, info: AdapterInfo, pretrained: Pretrained) -> None:
+    if info.weights is not None:
+        if fingerprint(pretrained.params) != info.weights:
+            raise DoraError(
+                f"{folder}: was trained on other weights of {info.model} than those now from "
+                f"{pretrained.source}: an adapter fits only the weights it was trained on; train "
+                "it again, or name the right ones with --model (evaluate: --model.name)"
+            )
+    elif pretrained.source != info.source:
         raise DoraError(
             f"{folder}: was trained on {info.model} from {info.source}, but the weights found now "
             f"come from {pretrained.source}: an adapter fits only the weights it was trained on"
         )
-    if info.weights and dtype == "float32" and fingerprint(pretrained.params) != info.weights:
-        raise DoraError(
-            f"{folder}: was trained on other weights than those now at {pretrained.source}: an "
-            "adapter fits only the weights it was trained on; train it again, or bring them back"
-        )
-    rules = info.rules()
-    plain = Llama(pretrained.config, rules)
-    params = attach(pretrained.params, load_tree(folder / WEIGHTS), plain, folder)
-    return Loaded(pretrained, params, rules, info)

@@ -215,6 +215,16 @@ def _finish(folder: Path) -> None:
             os.fsync(file.fileno())
 
 
+def check_free_name(path: Path) -> None:
+    """Check that a folder may be written under this name.
+
+    Raises:
+        DoraError: when something is there already.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DoraError(f"{path}: exists and is not an empty folder; choose another name")
+
+
 def write_hf_folder(
     path: str | Path,
     config: LlamaConfig,
@@ -251,8 +261,7 @@ def write_hf_folder(
         {name: tuple(leaf.shape) for name, leaf in flat.items()},
         "Adapters must be merged first (`dora_jax.merge_params`).",
     )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise DoraError(f"{path}: exists and is not an empty folder; choose another name")
+    check_free_name(path)
     check_free_space(
         path.parent,
         _total_bytes(config, wanted) + _OTHER_FILES_BYTES,

@@ -5,12 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dora_jax.adapters import merge_params
 from dora_jax.checkpoint.adapter import load_model
-from dora_jax.checkpoint.hf import write_hf_folder
+from dora_jax.checkpoint.hf import check_free_name, write_hf_folder
 
 
-def merge_to_hf(adapter: Path, out: Path, dtype: str = "float32") -> None:
+def merge_to_hf(adapter: Path, out: Path, dtype: str = "float32", model: str | None = None) -> None:
     """Merge an adapter into its base model and write safetensors, config and tokenizer.
 
     The arithmetic is float32; weights are rounded once, to `dtype`.
@@ -19,12 +18,13 @@ def merge_to_hf(adapter: Path, out: Path, dtype: str = "float32") -> None:
         adapter: an adapter's folder, or the part of a run that holds one.
         out: the folder to write; must not exist, or be empty.
         dtype: of the written weights: float32, bfloat16 or float16.
+        model: where the base weights are now; None takes the adapter's own record.
 
     Raises:
         DoraError: when the adapter or its base model cannot be loaded, or `out` cannot be written.
     """
-    loaded = load_model("", adapter)
-    assert loaded.rules is not None, "load_model returns rules with an adapter"
-    merged = jax.tree.map(np.asarray, merge_params(loaded.params, loaded.rules))
+    check_free_name(out)  # before minutes of loading
+    loaded = load_model(model, adapter)
+    merged = jax.tree.map(np.asarray, loaded.merged())
     pretrained = loaded.pretrained
     write_hf_folder(out, pretrained.config, merged, pretrained.tokenizer, dtype=dtype)

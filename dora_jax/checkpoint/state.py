@@ -2,11 +2,13 @@
 
 A tree is stored as a flat dict of arrays under slash-joined names, so that what is on disk can be
 read without the code that wrote it. Orbax writes to a temporary folder and renames it: a killed
-write leaves nothing that a later run would trust. Writes are not asynchronous: states are small,
+write leaves nothing that a later run would trust. A digest of all arrays is stored beside them,
+because tensorstore does not notice a flipped bit. Writes are not asynchronous: states are small,
 and a failed write is known at once (orbax's threads would hold up the exit for minutes).
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from dora_jax.errors import DoraError
 
+_DIGEST = "sha256"
 _MAKE_ROOM = "free some space, or choose a folder that you may write to"
 
 
@@ -43,6 +46,33 @@ def misfits(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     ]
     more = [f"and {len(problems) - 5} more"] if len(problems) > 5 else []
     return "; ".join(problems[:5] + more)
+
+
+def _digest(arrays: Mapping[str, Any]) -> np.ndarray:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.shape} {array.dtype}".encode())
+        digest.update(array.tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _sealed(tree: Any) -> dict[str, np.ndarray]:
+    """Return a tree's arrays by name, and their digest among them."""
+    arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
+    return arrays | {_DIGEST: _digest(arrays)}
+
+
+def _unsealed(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `_sealed`.
+
+    Raises:
+        ValueError: when the arrays are not those that were written.
+    """
+    arrays = {name: leaf for name, leaf in stored.items() if name != _DIGEST}
+    if _DIGEST not in stored or not np.array_equal(stored[_DIGEST], _digest(arrays)):
+        raise ValueError("its arrays are not those that were written")
+    return arrays
 
 
 @contextlib.contextmanager
@@ -81,10 +111,9 @@ class CheckpointStore:
         Raises:
             DoraError: when it cannot be written.
         """
-        arrays = {name: np.asarray(leaf) for name, leaf in flatten(state).items()}
         problem = f"{self.folder}: the checkpoint of step {step} could not be written"
         with _in_words(problem, _MAKE_ROOM):
-            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+            self._manager.save(step, args=ocp.args.StandardSave(_sealed(state)))
 
     def latest_step(self) -> int | None:
         """Return the step of the newest complete checkpoint, or None."""
@@ -102,7 +131,7 @@ class CheckpointStore:
         where = self.folder / str(step)
         way_out = f"delete {where} to continue from the checkpoint before it, or from the start"
         with _in_words(f"{where}: damaged checkpoint", way_out):
-            stored = self._manager.restore(step, args=ocp.args.StandardRestore())
+            stored = _unsealed(self._manager.restore(step, args=ocp.args.StandardRestore()))
         expected = flatten(template)
         problems = misfits(stored, expected)
         if problems:
@@ -128,12 +157,11 @@ def save_tree(folder: Path, tree: Any) -> None:
     Raises:
         DoraError: when it cannot be written.
     """
-    arrays = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
     with (
         _in_words(f"{folder}: could not be written", _MAKE_ROOM),
         _checkpointer() as checkpointer,
     ):
-        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(arrays), force=True)
+        checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(_sealed(tree)), force=True)
 
 
 def load_tree(folder: Path) -> Any:
@@ -148,5 +176,6 @@ def load_tree(folder: Path) -> Any:
         _in_words(f"{folder}: damaged or not an orbax checkpoint", "train it again"),
         _checkpointer() as checkpointer,
     ):
-        flat = checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore())
+        stored = checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore())
+        flat = _unsealed(stored)
     return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dora_jax.data.encode import EncodedRow
+from dora_jax.data.padding import round_up
 from dora_jax.training.step import Batch
 
 _LENGTH_MULTIPLE = 8
@@ -54,4 +55,4 @@ class ShuffledBatches:
 def padded_length(rows: Sequence[EncodedRow]) -> int:
     """Return the length to which these rows are padded: one shape, so one compilation."""
     longest = max(len(row.prompt) + len(row.answer) for row in rows)
-    return -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    return round_up(longest, _LENGTH_MULTIPLE)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from dora_jax.data.encode import EncodedRow
+from dora_jax.data.padding import round_up
 from dora_jax.models.llama import Llama
 from dora_jax.training.sharding import replicate, split_rows
 
@@ -122,10 +123,6 @@ def _log_likelihoods(model: Llama, params: Any, layout: Layout) -> Float[Array, 
     return chosen_BT - jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
 def score_rows(
     model: Llama,
     params: Any,
@@ -148,7 +145,7 @@ def score_rows(
         The scores, in the rows' order.
     """
     order = sorted(range(len(rows)), key=lambda i: row_length(rows[i]))
-    scored = _round_up(max(sum(map(len, choices(row))) + 1 for row in rows), 8)
+    scored = round_up(max(sum(map(len, choices(row))) + 1 for row in rows), 8)
     found: list[OptionScores | None] = [None] * len(rows)
     params = replicate(params)
     for start in range(0, len(rows), batch_size):
@@ -156,7 +153,7 @@ def score_rows(
         batch = [rows[i] for i in indices]
         # Repeat the last row: every batch of one length has one shape.
         filled = batch + batch[-1:] * (batch_size - len(batch))
-        length = _round_up(max(map(row_length, batch)), _LENGTH_MULTIPLE)
+        length = round_up(max(map(row_length, batch)), _LENGTH_MULTIPLE)
         layout = lay_out(filled, length, scored, eos_id)
         values = np.asarray(_log_likelihoods(model, params, split_rows(layout)), np.float64)
         for place, i in enumerate(indices):

@@ -98,6 +98,9 @@ class Task:
                 f"{with_options:,} of the {info.eval_rows:,} rows to evaluate have options and the "
                 "rest have none: all are scored as free answers"
             )
+        repeated = info.eval_rows - len({row.prompt for row in self.rows["evaluation"]})
+        if repeated:
+            lines.append(f"{repeated:,} of the rows to evaluate repeat the prompt of another one")
         for split, reasons in self.skipped.items():
             lines += [f"left out of {split}: {n:,} rows, {why}" for why, n in reasons.items()]
         return lines
@@ -144,23 +147,49 @@ class Task:
         return Score(sum(correct) / len(correct), tuple(correct), loss)
 
 
-def load_task(config: DataConfig, tokenizer: Tokenizer) -> Task:
-    """Read and encode the data that a config names.
+@dataclass(frozen=True)
+class Examples:
+    """Examples of three splits as text, read before any model is loaded.
+
+    Attributes:
+        name: for reports.
+        splits: the examples.
+        left_out: as `Task.skipped`.
+    """
+
+    name: str
+    splits: dict[Split, list[Example]]
+    left_out: dict[str, dict[str, int]]
+
+
+def read_examples(config: DataConfig) -> Examples:
+    """Read the data that a config names.
 
     Raises:
         DoraError: for an unreadable file (named, with line and field), an unknown template or
-            relation, or when no row of a split fits into `data.max_length` tokens.
+            relation, or too few rows.
+    """
+    get_template(config.prompt)
+    return _world(config) if config.train is None else _files(config)
+
+
+def load_task(config: DataConfig, tokenizer: Tokenizer) -> Task:
+    """Read and encode the data that a config names; errors as the two parts'."""
+    return encode_task(read_examples(config), config, tokenizer)
+
+
+def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) -> Task:
+    """Encode examples for a model.
+
+    Raises:
+        DoraError: when no row of a split fits into `data.max_length` tokens.
     """
     template = get_template(config.prompt)
-    if config.train is None:
-        name, splits, left_out = _world(config)
-    else:
-        name, splits, left_out = _files(config)
     rows: dict[Split, tuple[EncodedRow, ...]] = {}
     skipped: dict[str, dict[str, int]] = {}
-    for split, examples in splits.items():
-        fitting, too_long = encode_examples(examples, template, tokenizer, config.max_length)
-        reasons = dict(left_out.get(split, {}))
+    for split, given in examples.splits.items():
+        fitting, too_long = encode_examples(given, template, tokenizer, config.max_length)
+        reasons = dict(examples.left_out.get(split, {}))
         if too_long:
             reasons[f"longer than data.max_length ({config.max_length} tokens)"] = too_long
         if not fitting:
@@ -171,13 +200,10 @@ def load_task(config: DataConfig, tokenizer: Tokenizer) -> Task:
         rows[split] = tuple(fitting)
         if reasons:
             skipped[split] = reasons
-    return Task(name, rows, tokenizer, config.eval_batch_size, skipped)
+    return Task(examples.name, rows, tokenizer, config.eval_batch_size, skipped)
 
 
-_Splits = tuple[str, dict[Split, list[Example]], dict[str, dict[str, int]]]
-
-
-def _world(config: DataConfig) -> _Splits:
+def _world(config: DataConfig) -> Examples:
     from dora_jax.data.world import DEFAULT_RELATIONS, world_examples
 
     counts: dict[Split, int] = {
@@ -189,10 +215,11 @@ def _world(config: DataConfig) -> _Splits:
         split: world_examples(config.relations, split, count, config.seed)
         for split, count in counts.items()
     }
-    return f"world knowledge ({', '.join(config.relations or DEFAULT_RELATIONS)})", splits, {}
+    relations = ", ".join(config.relations or DEFAULT_RELATIONS)
+    return Examples(f"world knowledge ({relations})", splits, {})
 
 
-def _files(config: DataConfig) -> _Splits:
+def _files(config: DataConfig) -> Examples:
     """Read the two files; validation rows are taken from the training file."""
     assert config.train is not None, "DataConfig checks it"
     assert config.eval is not None, "DataConfig checks it"
@@ -220,7 +247,8 @@ def _files(config: DataConfig) -> _Splits:
         "with a prompt seen before": len(given) - len(own) - evaluated,
     }
     reasons = {reason: count for reason, count in left_out.items() if count}
-    return f"{config.train.name}, evaluated on {config.eval.name}", splits, {"train": reasons}
+    name = f"{config.train.name}, evaluated on {config.eval.name}"
+    return Examples(name, splits, {"train": reasons})
 
 
 def _sample(examples: list[Example], count: int, seed: int) -> list[Example]:

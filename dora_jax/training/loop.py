@@ -118,7 +118,7 @@ def fit(
     checkpoint_every: int,
     micro_batches: int = 1,
     dropout: bool = False,
-    on_step: Callable[[HistoryPoint, int], None] = lambda point, tokens: None,
+    on_step: Callable[[HistoryPoint], None] = lambda point: None,
 ) -> FitResult:
     """Train the leaves that the rules name, for `steps` steps, in a run folder.
 
@@ -136,7 +136,7 @@ def fit(
         checkpoint_every: steps between checkpoints.
         micro_batches: see `make_train_step`.
         dropout: see `make_train_step`.
-        on_step: called after each step with its point of the history and the batch's tokens.
+        on_step: called after each step with its point of the history.
 
     Raises:
         DoraError: when the loss or its gradient stops being finite, the folder's checkpoint or
@@ -193,7 +193,7 @@ def fit(
                 if (index + 1) % checkpoint_every == 0 or index + 1 == steps:
                     os.fsync(log.fileno())  # no checkpoint without its metrics
                     store.save(index + 1, state)
-                on_step(_point(row), row["tokens"])
+                on_step(_point(row))
     times = [row["step_time_s"] for row in rows]
     memory = compiled.memory_analysis()
     return FitResult(

@@ -1,7 +1,7 @@
 """Run folders: whose they are, what is finished in them, and in what environment.
 
-A folder belongs to one command and one set of settings, written to `config.json` before anything
-else; a run with other settings is refused. A part of a run is finished when its `results.json` is
+A folder belongs to one set of settings, written to `config.json` before anything else; a run with
+other settings is refused. A part of a run is finished when its `results.json` is
 there, and that file is written last and in one step.
 """
 
@@ -86,20 +86,30 @@ def read_json(path: Path, way_out: str) -> Any:
 
 
 @contextlib.contextmanager
-def claim(folder: Path, command: str, settings: dict[str, Any]) -> Iterator[None]:
+def claim(folder: Path, settings: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Make a run folder ours, or continue the run of the same settings that it holds.
 
-    Writes `config.json` and `environment.json`, and holds a lock until the context ends.
+    Writes `config.json`, and to `environment.json` every environment that worked in it; holds a
+    lock until the context ends.
+
+    Yields:
+        The environments, oldest first; the last is the present one.
 
     Raises:
-        DoraError: when the folder belongs to another config or command, is in use by another
-            process, holds other files, or cannot be written.
+        DoraError: when the folder belongs to another config, is in use by another process, holds
+            other files, or cannot be written.
     """
     config_path = folder / CONFIG_FILE
-    config = {"command": command, "settings": settings}
     other_folder = "choose another folder with --out"
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Hidden files do not count: a killed process may have left a temporary one.
+        strange = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+        if strange and not config_path.exists():
+            raise DoraError(
+                f"{folder}: holds files that are not a run's ({', '.join(strange[:3])}); "
+                f"{other_folder}"
+            )
         # Held for the whole run; "a", because a file of that name may be someone else's.
         lock = open(folder / ".lock", "a")  # noqa: SIM115
     except OSError as error:
@@ -117,21 +127,23 @@ def claim(folder: Path, command: str, settings: dict[str, Any]) -> Iterator[None
             raise DoraError(f"{folder}: cannot be locked ({error}); {other_folder}") from error
         if config_path.exists():
             way_out = f"{other_folder}, or delete {folder}"
-            found = _differences(read_json(config_path, way_out), config)
+            found = _differences(read_json(config_path, way_out), settings)
             if found:
                 more = [f"and {len(found) - 4} more"] if len(found) > 4 else []
-                shown = "; ".join([d.removeprefix("settings.") for d in found[:4]] + more)
+                shown = "; ".join(found[:4] + more)
                 raise DoraError(f"{folder}: holds the run of another config ({shown}); {way_out}")
-        elif strange := sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")):
-            # Hidden files do not count: a killed process may have left a temporary one.
-            raise DoraError(
-                f"{folder}: holds files that are not a run's ({', '.join(strange[:3])}); "
-                f"{other_folder}"
-            )
         else:
-            write_text(config_path, json.dumps(config, indent=1) + "\n")
-        write_text(folder / ENVIRONMENT_FILE, json.dumps(environment(), indent=1) + "\n")
-        yield
+            write_text(config_path, json.dumps(settings, indent=1) + "\n")
+        yield _environments(folder / ENVIRONMENT_FILE)
+
+
+def _environments(path: Path) -> list[dict[str, Any]]:
+    """Return the environments of a run, the present one last, and keep them in its file."""
+    now = environment()
+    before = read_json(path, f"delete {path}") if path.exists() else []
+    environments = [e for e in before if e != now] + [now]
+    write_text(path, json.dumps(environments, indent=1) + "\n")
+    return environments
 
 
 def finished_part(folder: Path, kind: type[T]) -> T | None:

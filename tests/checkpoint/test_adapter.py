@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dora_jax.checkpoint.adapter import attach, find_adapter, load_info, load_model, save_adapter
+from dora_jax.checkpoint.pretrained import fingerprint
 from dora_jax.checkpoint.state import flatten, load_tree
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama
@@ -60,7 +61,7 @@ def trainable_alone(params, info):
 def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path, base, method, fields):
     info = adapter_info(base, method, **fields)
     params = write_adapter(tmp_path / "adapter", info)
-    loaded = load_model("", tmp_path / "adapter")
+    loaded = load_model(None, tmp_path / "adapter")
     assert_same(loaded.params, params)
     assert (loaded.info, loaded.rules) == (info, info.rules())
     assert loaded.pretrained.tokenizer.encode("hello") == tokenizer().encode("hello")
@@ -69,13 +70,15 @@ def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path, base, method, fields):
 
 
 def test_bfloat16_factors_and_a_bfloat16_base(tmp_path, base):
-    info = adapter_info(base)
+    info = dataclasses.replace(adapter_info(base), dtype="bfloat16")
     trainable = trainable_alone(trained_params(info), info)
     trainable = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), trainable)
     save_adapter(tmp_path / "adapter", info, trainable)
-    loaded = load_model("", tmp_path / "adapter", dtype="bfloat16").params
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"bfloat16"}
-    q_proj = loaded["layers"]["self_attn"]["q_proj"]
+    q_proj = load_model(None, tmp_path / "adapter").params["layers"]["self_attn"]["q_proj"]
+    # The base weights are those that were trained on: rounded, and float32 again.
+    kernel = our_params(hf_weights())["layers"]["self_attn"]["q_proj"]["kernel"]
+    np.testing.assert_array_equal(q_proj["kernel"], kernel.astype("bfloat16").astype("float32"))
+    assert q_proj["kernel"].dtype == np.float32
     np.testing.assert_array_equal(
         q_proj["lora_b"], trainable["layers"]["self_attn"]["q_proj"]["lora_b"]
     )
@@ -88,14 +91,27 @@ def test_the_base_model_alone(base):
     assert loaded.info is None
 
 
-def test_the_adapter_s_own_model_is_loaded_whatever_is_named(written):
-    assert load_model("no-such-model", written).info.prompt == "alpaca"
+def test_the_same_weights_are_taken_from_another_place(written, base, tmp_path):
+    path = written / "adapter" / "adapter.json"
+    weights = fingerprint(our_params(hf_weights()))
+    info = dataclasses.replace(adapter_info(base), weights=weights)
+    path.write_text(json.dumps(dataclasses.asdict(info)))
+    moved = shutil.copytree(base, tmp_path / "moved")
+    assert load_model(str(moved), written).pretrained.name == str(moved)
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(info, weights="0" * 16))))
+    with pytest.raises(DoraError, match="was trained on other weights of"):
+        load_model(str(moved), written)
+
+
+def test_a_model_or_an_adapter_is_needed():
+    with pytest.raises(ValueError, match="give a model, an adapter, or both"):
+        load_model(None, None)
 
 
 def test_saving_again_replaces_the_adapter_before(written, base):
     info = adapter_info(base, "lora")
     params = write_adapter(written / "adapter", info)
-    loaded = load_model("", written)
+    loaded = load_model(None, written)
     assert loaded.info == info
     assert_same(loaded.params, params)
 
@@ -104,7 +120,7 @@ def test_weights_of_another_source_are_refused(written, base):
     info = dataclasses.replace(adapter_info(base), source="dora-smollm2 1.0 (GGUF, Q8_0)")
     (written / "adapter" / "adapter.json").write_text(json.dumps(dataclasses.asdict(info)))
     with pytest.raises(DoraError) as caught:
-        load_model("", written)
+        load_model(None, written)
     assert str(caught.value) == (
         f"{written / 'adapter'}: was trained on {base} from dora-smollm2 1.0 (GGUF, Q8_0), but the "
         f"weights found now come from {base}: an adapter fits only the weights it was trained on"
@@ -140,9 +156,9 @@ def test_an_unfinished_adapter_is_not_trusted(written):
     (written / "adapter" / "adapter.json").unlink()
     for folder in (written, written / "adapter", written.parent):
         with pytest.raises(DoraError, match=r"holds no finished adapter \(adapter\.json\)$"):
-            load_model("", folder)
+            load_model(None, folder)
     with pytest.raises(DoraError, match="none: no such folder"):
-        load_model("", written / "none")
+        load_model(None, written / "none")
 
 
 def test_an_adapter_is_unfinished_until_all_of_it_is_written(written, base, monkeypatch):
@@ -157,9 +173,9 @@ def test_an_adapter_is_unfinished_until_all_of_it_is_written(written, base, monk
             with pytest.raises(KeyboardInterrupt):
                 write_adapter(written / "adapter", info)
         with pytest.raises(DoraError, match="holds no finished adapter"):
-            load_model("", written)
+            load_model(None, written)
     write_adapter(written / "adapter", info)
-    assert load_model("", written).info == info
+    assert load_model(None, written).info == info
 
 
 @pytest.mark.parametrize(
@@ -178,7 +194,7 @@ def test_an_adapter_is_unfinished_until_all_of_it_is_written(written, base, monk
 def test_a_broken_adapter_file_is_refused(written, base, change, problem):
     path = written / "adapter" / "adapter.json"
     path.write_text(change(dataclasses.asdict(adapter_info(base))))
-    for read in (lambda: load_info(written / "adapter"), lambda: load_model("", written)):
+    for read in (lambda: load_info(written / "adapter"), lambda: load_model(None, written)):
         with pytest.raises(DoraError) as caught:
             read()
         assert str(caught.value).startswith(f"{path}: cannot be read (")
@@ -189,7 +205,7 @@ def test_a_broken_adapter_file_is_refused(written, base, change, problem):
 def test_lost_weights_are_refused(written):
     shutil.rmtree(written / "adapter" / "weights")
     with pytest.raises(DoraError, match="weights: no such checkpoint folder"):
-        load_model("", written)
+        load_model(None, written)
 
 
 def attached(base, change, method="dora", **fields):

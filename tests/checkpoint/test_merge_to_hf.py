@@ -85,7 +85,7 @@ def test_weights_are_merged_in_float32_and_rounded_once(tmp_path, adapter, dtype
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, adapter):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DoraError, match="exists and is not an empty folder; choose another name"):
-        merge_to_hf(adapter[0], tmp_path)
+        merge_to_hf(tmp_path / "no-adapter-is-read-before", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -100,7 +100,7 @@ def test_nothing_is_written_where_there_is_no_adapter_or_no_such_dtype(tmp_path,
 def test_the_merged_folder_can_be_the_base_of_another_adapter(tmp_path, adapter):
     merge_to_hf(adapter[0], tmp_path / "out")
     write_adapter(tmp_path / "adapter", adapter_info(tmp_path / "out", "lora"))
-    assert load_model("", tmp_path / "adapter").pretrained.name == str(tmp_path / "out")
+    assert load_model(None, tmp_path / "adapter").pretrained.name == str(tmp_path / "out")
 
 
 @pytest.mark.parity

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dora_jax.checkpoint import state as checkpoints
 from dora_jax.checkpoint.state import CheckpointStore, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
 from dora_jax.training.sharding import replicate
@@ -95,12 +96,14 @@ def files_of(folder):
 # Orbax's threads may outlive a failed read.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("file", [0, 1, 2], ids=["data", "metadata", "manifest"])
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "deleted"])
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "deleted"])
 def test_damaged_checkpoints_are_refused_with_the_way_out(tmp_path, file, damage):
     newest = saved(tmp_path, state(2), state(4)) / "4"
     path = files_of(newest)[file]
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged = {"flipped": content, "truncated": content[: len(content) // 2]}
+    path.write_bytes(damaged.get(damage, b""))
     if damage == "deleted":
         path.unlink()
     with CheckpointStore(tmp_path) as store, pytest.raises(DoraError) as caught:
@@ -161,6 +164,22 @@ def test_a_tree_comes_back_bit_for_bit_and_replaces_the_one_before(tmp_path):
     del tree["layers"]["q_proj"]["kernel"]  # None: not part of the tree
     assert_same(load_tree(folder), tree)
     assert jax.tree.structure(load_tree(folder)) == jax.tree.structure(tree)
+
+
+def test_arrays_that_are_not_those_written_are_refused(tmp_path, monkeypatch):
+    # What a bit flipped on disk comes to, where the compression does not notice it.
+    digest = checkpoints._digest
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_digest", lambda arrays: digest(arrays)[::-1])
+        save_tree(tmp_path / "weights", state(1).trainable)
+        saved(tmp_path / "c", state(2))
+    with pytest.raises(DoraError, match=r"\(its arrays are not those that were written\)"):
+        load_tree(tmp_path / "weights")
+    with (
+        CheckpointStore(tmp_path / "c") as store,
+        pytest.raises(DoraError, match=r"\(its arrays are not those that were written\)"),
+    ):
+        store.restore(state())
 
 
 def test_trees_that_cannot_be_read_or_written(tmp_path):

@@ -16,31 +16,40 @@ from dora_jax.training.runs import claim, environment, finish_part, finished_par
 SETTINGS = {"optim": {"learning_rate": 0.1, "clip_norm": 1.0}, "seeds": [0, 1], "name": "a"}
 
 
-def refusal(folder, command="compare", settings=SETTINGS):
-    with pytest.raises(DoraError) as caught, claim(folder, command, settings):
+def refusal(folder, settings=SETTINGS):
+    with pytest.raises(DoraError) as caught, claim(folder, settings):
         pytest.fail("claimed")
     return str(caught.value)
 
 
 def test_a_new_folder_gets_config_and_environment(tmp_path):
     folder = tmp_path / "runs" / "one"
-    with claim(folder, "compare", SETTINGS):
+    with claim(folder, SETTINGS):
         config = json.loads((folder / "config.json").read_text())
-        assert config == {"command": "compare", "settings": SETTINGS}
-        assert json.loads((folder / "environment.json").read_text()) == environment()
+        assert config == SETTINGS
+        assert json.loads((folder / "environment.json").read_text()) == [environment()]
 
 
 def test_a_run_of_the_same_settings_continues(tmp_path):
-    with claim(tmp_path, "compare", SETTINGS):
+    with claim(tmp_path, SETTINGS):
         (tmp_path / "base").mkdir()
     before = (tmp_path / "config.json").stat().st_ino
-    with claim(tmp_path, "compare", json.loads(json.dumps(SETTINGS))):
+    with claim(tmp_path, json.loads(json.dumps(SETTINGS))):
         assert (tmp_path / "config.json").stat().st_ino == before
         assert (tmp_path / "base").is_dir()
 
 
+def test_environments_are_kept_in_order_the_present_one_last(tmp_path, monkeypatch):
+    for name in "abba":
+        monkeypatch.setattr(runs, "environment", lambda name=name: {"git_commit": name})
+        with claim(tmp_path, SETTINGS) as environments:
+            pass
+    assert [e["git_commit"] for e in environments] == ["b", "a"]
+    assert json.loads((tmp_path / "environment.json").read_text()) == environments
+
+
 def test_another_config_is_refused_and_its_fields_named(tmp_path):
-    with claim(tmp_path, "compare", SETTINGS):
+    with claim(tmp_path, SETTINGS):
         pass
     other = SETTINGS | {"optim": {"learning_rate": 0.2, "clip_norm": 1.0}, "seeds": [0], "new": 3}
     assert refusal(tmp_path, settings=other) == (
@@ -48,13 +57,12 @@ def test_another_config_is_refused_and_its_fields_named(tmp_path):
         "here; seeds is [0, 1] there and [0] here; new is None there and 3 here); "
         f"choose another folder with --out, or delete {tmp_path}"
     )
-    assert "(command is 'compare' there and 'train' here)" in refusal(tmp_path, "train")
     stored = json.loads((tmp_path / "config.json").read_text())
-    assert stored == {"command": "compare", "settings": SETTINGS}
+    assert stored == SETTINGS
 
 
 def test_many_differences_are_counted(tmp_path):
-    with claim(tmp_path, "compare", {str(i): 0 for i in range(7)}):
+    with claim(tmp_path, {str(i): 0 for i in range(7)}):
         pass
     found = refusal(tmp_path, settings={str(i): 1 for i in range(7)})
     assert "3 is 0 there and 1 here; and 3 more)" in found
@@ -76,14 +84,14 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
         f"{tmp_path}: holds files that are not a run's (thesis.tex); "
         "choose another folder with --out"
     )
-    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "thesis.tex"]
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_hidden_files_are_not_in_the_way_and_keep_their_content(tmp_path):
     # What a process killed while it wrote config.json leaves, and what file managers leave.
     for name in (".config.json.123.tmp", ".DS_Store", ".lock"):
         (tmp_path / name).write_text("kept")
-    with claim(tmp_path, "compare", SETTINGS):
+    with claim(tmp_path, SETTINGS):
         pass
     for name in (".config.json.123.tmp", ".DS_Store", ".lock"):
         assert (tmp_path / name).read_text() == "kept"
@@ -94,7 +102,7 @@ import sys
 from pathlib import Path
 from dora_jax.training import runs
 runs.environment = dict
-with runs.claim(Path(sys.argv[1]), "compare", {}):
+with runs.claim(Path(sys.argv[1]), {}):
     print("claimed", flush=True)
     sys.stdin.readline()
 """
@@ -116,14 +124,14 @@ def test_a_folder_in_use_is_refused_until_its_process_ends(tmp_path):
     finally:
         holder.kill()
         holder.communicate()
-    with claim(tmp_path, "compare", {}):
+    with claim(tmp_path, {}):
         pass
 
 
 def test_a_claim_ends_with_its_context_even_by_an_error(tmp_path):
-    with pytest.raises(KeyboardInterrupt), claim(tmp_path, "compare", {}):
+    with pytest.raises(KeyboardInterrupt), claim(tmp_path, {}):
         raise KeyboardInterrupt
-    with claim(tmp_path, "compare", {}):
+    with claim(tmp_path, {}):
         assert "another process" in refusal(tmp_path, settings={})
 
 
