@@ -4,6 +4,26 @@ from dora_jax.models.config import LlamaConfig
 
 SHAPES = {
     "smollm2-135m": LlamaConfig(),
+    # The shape of Llama-3.2-1B.
+    "llama-1b": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=64,
+    ),
+    "llama-7b": LlamaConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        head_dim=128,
+        tie_word_embeddings=False,
+    ),
     # Two layers of toy size: to try a benchmark itself, not to measure anything.
     "toy": LlamaConfig(
         vocab_size=512,

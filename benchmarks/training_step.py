@@ -1,11 +1,12 @@
 """One compiled training step on random weights, ready to be timed."""
 
+import dataclasses
 import gc
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,59 +16,122 @@ import numpy as np
 
 from benchmarks.shapes import SHAPES
 from dora_jax.adapters import init_adapters, kernel_sq_norms
+from dora_jax.cost import StepCost, step_cost
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.training.config import AdapterConfig, OptimConfig
 from dora_jax.training.step import Batch, init_state, make_optimizer, make_train_step
 
-METHODS = ("lora", "dora", "full")
+METHODS = ("lora", "dora", "dora-exact", "magnitude", "full")
+
+
+@dataclass(frozen=True)
+class StepSetting:
+    """What is timed.
+
+    Attributes:
+        model: a name in `SHAPES`.
+        method: one of `METHODS`; dora-exact differentiates the norm.
+        batch: rows a step.
+        seq: tokens a row.
+        rank: of the low-rank factors; alpha is twice as much.
+        labelled: share of the tokens that carry a label.
+        norm_axis: out or in.
+        remat: none, dots or full.
+        micro_batches: parts of the batch, one after another.
+        dtype: of the computation and of the frozen weights.
+        modules: preset or pattern of the tuned modules.
+    """
+
+    model: str = "smollm2-135m"
+    method: str = "dora"
+    batch: int = 4
+    seq: int = 256
+    rank: int = 16
+    labelled: float = 1.0
+    norm_axis: str = "out"
+    remat: str = "none"
+    micro_batches: int = 1
+    dtype: str = "float32"
+    modules: str = "paper"
+
+    def adapted(self) -> Llama:
+        """Return the model with its adapters."""
+        adapter: Any = {"norm_axis": self.norm_axis, "detach_norm": self.method != "dora-exact"}
+        config = AdapterConfig(
+            rank=self.rank, alpha=2.0 * self.rank, modules=self.modules, **adapter
+        )
+        method: Any = self.method.removesuffix("-exact")
+        remat: Any = self.remat
+        return Llama(SHAPES[self.model], config.rules(method), **self._dtypes(), remat=remat)
+
+    def plain(self) -> Llama:
+        """Return the model without adapters."""
+        return Llama(SHAPES[self.model], **self._dtypes())
+
+    def _dtypes(self) -> dict[str, Any]:
+        dtype = jnp.dtype(self.dtype)
+        return {"dtype": dtype, "param_dtype": dtype}
+
+    @property
+    def labels(self) -> int:
+        """Labelled tokens a row."""
+        return max(1, round(self.labelled * self.seq))
 
 
 @dataclass
 class TrainingStep:
     """A compiled step; `run()` takes one and waits for it."""
 
-    method: str
+    setting: StepSetting
+    cost: StepCost
     compile_s: float
     temp_bytes: int | None
     run: Callable[[], None]
 
 
-def build_step(
-    model: str, method: str, batch: int, seq: int, rank: int, labelled: float = 1.0
-) -> TrainingStep:
-    """Compile the training step of one method on random weights of a model's shape.
+def random_base(setting: StepSetting) -> Any:
+    """Return random weights of the plain model, on the device."""
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    return jax.jit(setting.plain().init)(jax.random.key(0), tokens)["params"]
+
+
+def random_batch(setting: StepSetting) -> Batch:
+    """Return one batch of random tokens, the last ones of each row labelled."""
+    rng = np.random.default_rng(0)
+    vocabulary = SHAPES[setting.model].vocab_size
+    batch, seq, labels = setting.batch, setting.seq, setting.labels
+    return Batch(
+        tokens=jnp.asarray(rng.integers(0, vocabulary, (batch, seq)), jnp.int32),
+        label_positions=jnp.broadcast_to(jnp.arange(seq - labels, seq), (batch, labels)),
+        label_targets=jnp.asarray(rng.integers(0, vocabulary, (batch, labels)), jnp.int32),
+        label_weights=jnp.ones((batch, labels), jnp.float32),
+    )
+
+
+def build_step(setting: StepSetting, base: Any = None) -> TrainingStep:
+    """Compile the training step of a setting.
 
     Args:
-        model: a name in `SHAPES`.
-        method: lora, dora, magnitude or full.
-        batch: rows a step.
-        seq: tokens a row.
-        rank: of the low-rank factors; alpha is twice as much.
-        labelled: share of the tokens that carry a label.
+        setting: what is timed.
+        base: `random_base` of the setting, to share it between steps.
     """
-    config = SHAPES[model]
-    rules = AdapterConfig(rank=rank, alpha=2.0 * rank).rules(method)  # type: ignore[arg-type]
-    adapted = Llama(config, rules)
+    adapted = setting.adapted()
+    rules = adapted.adapters
+    assert rules is not None
     key = jax.random.key(0)
-    base = jax.jit(Llama(config).init)(key, jnp.zeros((1, 2), jnp.int32))["params"]
-    shapes = param_shapes(adapted)
-    params = init_adapters(base, shapes, rules, key)
+    base = random_base(setting) if base is None else base
+    params = init_adapters(base, param_shapes(adapted), rules, key)
     trainable, frozen = partition(params, trainable_mask(params, rules))
+    # The step donates its state; the base weights are shared.
     trainable = jax.tree.map(jnp.array, trainable)
     tx = make_optimizer(OptimConfig(), 1e-3, 100)
     state = init_state(trainable, tx)
     sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(trainable, frozen))
-
-    rng = np.random.default_rng(0)
-    labels = max(1, round(labelled * seq))
-    rows = Batch(
-        tokens=jnp.asarray(rng.integers(0, config.vocab_size, (batch, seq)), jnp.int32),
-        label_positions=jnp.broadcast_to(jnp.arange(seq - labels, seq), (batch, labels)),
-        label_targets=jnp.asarray(rng.integers(0, config.vocab_size, (batch, labels)), jnp.int32),
-        label_weights=jnp.ones((batch, labels), jnp.float32),
+    rows = random_batch(setting)
+    step = jax.jit(
+        make_train_step(adapted, rules, tx, micro_batches=setting.micro_batches), donate_argnums=0
     )
-    step = jax.jit(make_train_step(adapted, rules, tx), donate_argnums=0)
     started = time.perf_counter()
     compiled = step.lower(state, frozen, sq_norms, rows, key).compile()
     compile_s = time.perf_counter() - started
@@ -79,21 +143,34 @@ def build_step(
         jax.block_until_ready((box[0], metrics))
 
     return TrainingStep(
-        method, compile_s, None if memory is None else int(memory.temp_size_in_bytes), run
+        setting,
+        step_cost(adapted, setting.batch, setting.seq, setting.batch * setting.labels),
+        compile_s,
+        None if memory is None else int(memory.temp_size_in_bytes),
+        run,
     )
 
 
-def time_alternately(steps: list[TrainingStep], rounds: int) -> dict[str, list[float]]:
-    """Time each step once a round, in turn, so that all meet the same noise; one warm-up round."""
-    times: dict[str, list[float]] = {step.method: [] for step in steps}
+def time_alternately(runs: Sequence[Callable[[], object]], rounds: int) -> list[list[float]]:
+    """Time each call once a round, in turn, so that all meet the same noise; one warm-up round."""
+    times: list[list[float]] = [[] for _ in runs]
     for index in range(rounds + 1):
-        for step in steps:
+        for run, own in zip(runs, times, strict=True):
             started = time.perf_counter()
-            step.run()
+            run()
             if index:
-                times[step.method].append(time.perf_counter() - started)
+                own.append(time.perf_counter() - started)
     gc.collect()
     return times
+
+
+def matmul_peak(dtype: str = "float32", rounds: int = 8) -> float:
+    """Return the FLOP/s of the fastest of some large square products: what the machine can do."""
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    x = jnp.ones((size, size), jnp.dtype(dtype))
+    multiply = jax.jit(lambda a, b: a @ b)
+    (times,) = time_alternately([lambda: jax.block_until_ready(multiply(x, x))], rounds)
+    return 2 * size**3 / min(times)
 
 
 def peak_rss_bytes() -> int:
@@ -102,17 +179,42 @@ def peak_rss_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def describe(step: TrainingStep, times: list[float], batch: int, seq: int) -> dict[str, Any]:
-    """Return the JSON line of one timed step."""
-    median = statistics.median(times)
-    return {
-        "method": step.method,
+def device() -> dict[str, str]:
+    """Return what the figures were measured on."""
+    return {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
+
+
+def describe(step: TrainingStep, times: Sequence[float], peak: float | None) -> dict[str, Any]:
+    """Return the JSON row of one timed step.
+
+    Args:
+        step: what was timed.
+        times: of the step, in seconds.
+        peak: `matmul_peak` of the same run; None leaves the utilisation out.
+    """
+    median, least = statistics.median(times), min(times)
+    flops = step.cost.total
+    setting = step.setting
+    row = dataclasses.asdict(setting) | {
         "step_time_s": median,
-        "step_time_min_s": min(times),
+        "step_time_min_s": least,
         "temp_bytes": step.temp_bytes,
         "peak_rss_bytes": peak_rss_bytes(),
         "compile_s": step.compile_s,
-        "tokens_per_s": batch * seq / median,
-        "device": jax.devices()[0].device_kind,
-        "platform": jax.default_backend(),
+        "tokens_per_s": setting.batch * setting.seq / median,
+        "flops": flops,
+        "predicted_overhead": step.cost.dora_overhead,
     }
+    if peak is not None:
+        row |= {"model_flop_utilisation": flops / least / peak, "matmul_peak": peak}
+    return row | device()
+
+
+def add_ratios(rows: Sequence[dict[str, Any]], base: dict[str, Any]) -> None:
+    """Put into each row its ratios to the base row's times and memory."""
+    for row in rows:
+        row["ratio_to_lora"] = {
+            name: row[name] / base[name]
+            for name in ("step_time_s", "step_time_min_s", "temp_bytes")
+            if row[name] and base[name]
+        }

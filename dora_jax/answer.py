@@ -40,6 +40,10 @@ def answer(
     """
     if not prompt.strip():
         raise DoraError("the prompt is empty: give some text with --prompt")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise DoraError(f"the prompt is not text: {error}; give it in UTF-8") from None
     if template is not None:
         get_template(template)
     sampling = Sampling(max_new_tokens, temperature, seed)

@@ -243,6 +243,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"there are {', '.join(_COMMANDS)}"
             )
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from dora_jax.compilation_cache import enable_compilation_cache
+
+        enable_compilation_cache()
         _COMMANDS[argv[0]](argv[1:])
 
 

@@ -112,6 +112,11 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
         DoraError: for bad data, a run folder of another config, a diverged run, a full disk.
     """
     console = Console(stderr=True)
+    if config.compare.search_steps and not config.data.validation_rows:
+        raise DoraError(
+            "a search for learning rates needs rows: raise --data.validation-rows, or give "
+            "--compare.search-steps 0"
+        )
     examples = read_examples(config.data)
     pretrained, params = load_weights(config)
     _check_fit(config, pretrained)
@@ -163,9 +168,13 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
 
 
 def train(config: ExperimentConfig, command: str) -> ComparisonResults:
-    """Train `train.method` alone at `optim.learning_rate`: a comparison with the base model."""
+    """Train `train.method` alone at `optim.learning_rate`: a comparison with the base model.
+
+    Nothing is searched for, so no rows are set aside for it.
+    """
     alone = dataclasses.replace(config.compare, methods=(config.train.method,), search_steps=0)
-    return compare(dataclasses.replace(config, compare=alone), command)
+    data = dataclasses.replace(config.data, validation_rows=0)
+    return compare(dataclasses.replace(config, compare=alone, data=data), command)
 
 
 def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:

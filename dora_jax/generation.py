@@ -36,6 +36,8 @@ class Sampling:
             raise DoraError(f"max_new_tokens must be at least 1; got {self.max_new_tokens}")
         if not 0 <= self.temperature < float("inf"):
             raise DoraError(f"temperature must be at least 0; got {self.temperature}")
+        if not 0 <= self.seed < 2**32:
+            raise DoraError(f"seed must be at least 0 and below 2**32; got {self.seed}")
 
 
 @partial(jax.jit, static_argnames=("model", "new_tokens", "greedy"))

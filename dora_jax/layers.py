@@ -14,6 +14,7 @@ there is one (`dora_jax.column_norms`, once an optimizer step), and computed her
 Dropout on the low-rank path is on when, and only when, an rng named `dropout` is passed.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from dora_jax.decomposition import (
     adapted_norm,
@@ -35,6 +37,7 @@ from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 
 Adapter = AdapterSpec | AdapterRules | None
 NORMS = "norms"
+LOW_RANK = "low_rank"  # what a checkpoint policy may call the results of x A
 
 
 def _spec_of(module: nn.Module, adapter: Adapter, weight: str) -> AdapterSpec:
@@ -88,13 +91,14 @@ def _column_scale(
         detach = lax.stop_gradient if spec.detach_norm else lambda x: x
         a, b = factors
         norm = adapted_norm(
-            lax.stop_gradient(kernel),
+            kernel,
             detach(a),
             detach(b),
             spec.scale,
             spec.norm_axis,
             kernel_sq_norm,
             stack_ndim=stack_ndim,
+            detach_kernel=True,
         )
     return magnitude_scale(magnitude, norm, kernel_sq_norm)
 
@@ -172,7 +176,7 @@ class _AdaptedProduct:
                 x_low = x if same else scale_features(x_low, c_in, dtype)
         z = self.linear(x, kernel)
         if a is not None and b is not None:
-            low = self.reduce(x_low, a).astype(dtype)
+            low = checkpoint_name(self.reduce(x_low, a).astype(dtype), LOW_RANK)
             z = z + spec.scale * self.expand(low, b)
         if c is not None and spec.norm_axis == "out":
             return scale_features(z, self.spread_out(c), dtype)
@@ -207,6 +211,34 @@ def _dot(x: jax.Array, w: jax.Array, dims: tuple, precision: Any) -> jax.Array:
     return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=sum_dtype(x))
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _expand(low: jax.Array, b: jax.Array, stack: int, precision: Any) -> jax.Array:
+    """Return low @ b, (*stack, *tokens, r) and (*stack, r, *out), in the sum dtype.
+
+    JAX would take lora_b's gradient as (g^T low)^T, and a CPU then transposes g, of the size of the
+    layer's output; this takes low^T g, of which only the narrow `low` is turned.
+    """
+    stacks = tuple(range(stack))
+    return _dot(low, b, (((low.ndim - 1,), (stack,)), (stacks, stacks)), precision)
+
+
+def _expand_forward(low: jax.Array, b: jax.Array, stack: int, precision: Any) -> tuple:
+    return _expand(low, b, stack, precision), (low, b)
+
+
+def _expand_backward(stack: int, precision: Any, residuals: tuple, g: jax.Array) -> tuple:
+    low, b = residuals
+    stacks, tokens = tuple(range(stack)), tuple(range(stack, low.ndim - 1))
+    outs = tuple(range(low.ndim - 1, g.ndim)), tuple(range(stack + 1, b.ndim))
+    g = g.astype(low.dtype)
+    by_low = _dot(g, b, (outs, (stacks, stacks)), precision)
+    by_b = _dot(low, g, ((tokens, tokens), (stacks, stacks)), precision)
+    return by_low.astype(low.dtype), by_b.astype(b.dtype)
+
+
+_expand.defvjp(_expand_forward, _expand_backward)
+
+
 class Dense(nn.Dense):
     """`flax.linen.Dense` with an adapter; kernel (in, out), magnitude (out,) or (in,)."""
 
@@ -225,7 +257,7 @@ class Dense(nn.Dense):
                 spec,
                 linear=lambda x, w: _dot(x, w, dims, precision),
                 reduce=lambda x, a: _dot(x, a, dims, precision),
-                expand=lambda low, b: _dot(low, b, (((low.ndim - 1,), (0,)), ((), ())), precision),
+                expand=lambda low, b: _expand(low, b, 0, precision),
                 spread_in=lambda c: c.reshape(trailing + c.shape),
                 spread_out=lambda c: c.reshape(trailing + c.shape),
                 in_ndim=1,
@@ -252,10 +284,6 @@ class DenseGeneral(nn.DenseGeneral):
         def dot_general(x: jax.Array, kernel: jax.Array, dims: tuple, precision: Any) -> jax.Array:
             (axis, _), (batch, _) = dims
             stack, rest = len(batch), x.ndim - len(axis) - len(batch)
-            stacks = tuple(range(stack))
-
-            def expand(low: jax.Array, b: jax.Array) -> jax.Array:
-                return _dot(low, b, (((low.ndim - 1,), (stack,)), (stacks, stacks)), precision)
 
             def spread_in(c: jax.Array) -> jax.Array:
                 # c's axes are (batch, in), and Flax has them in the order in which x has them.
@@ -267,7 +295,7 @@ class DenseGeneral(nn.DenseGeneral):
                 spec,
                 linear=lambda x, w: _dot(x, w, dims, precision),
                 reduce=lambda x, a: _dot(x, a, dims, precision),
-                expand=expand,
+                expand=lambda low, b: _expand(low, b, stack, precision),
                 spread_in=spread_in,
                 spread_out=lambda c: c.reshape(c.shape[:stack] + (1,) * rest + c.shape[stack:]),
                 in_ndim=len(axis),
@@ -357,8 +385,7 @@ class Embed(nn.Embed):
         if self.factors is not None:
             a, b = self.factors
             low = jnp.take(a, inputs, axis=0).astype(y.dtype)
-            dims = (((low.ndim - 1,), (0,)), ((), ()))
-            z = z + self.spec.scale * _dot(low, b.astype(y.dtype), dims, None)
+            z = z + self.spec.scale * _expand(low, b.astype(y.dtype), 0, None)
         if self.c is None:
             return z.astype(y.dtype)
         if self.spec.norm_axis == "in":

@@ -157,8 +157,17 @@ def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_p
             raise comparison.DivergedError("the loss is nan")
         return fit(*args, **fields)
 
+    score, splits = comparison.Workbench.score, []
+
+    def noted(self, params, split):
+        splits.append(split)
+        return score(self, params, split)
+
     monkeypatch.setattr(comparison, "fit", diverging)
+    monkeypatch.setattr(comparison.Workbench, "score", noted)
     found = comparison.compare(dataclasses.replace(config, out=tmp_path / "run"), "the command")
+    # Rates are chosen by validation rows, methods judged by evaluation rows.
+    assert splits == ["evaluation", "validation", "validation", "evaluation", "evaluation"]
     assert [t.validation_loss is None for t in found.search] == [False, True, False, True]
     assert {run.learning_rate for run in found.runs} == {1e-3}
 
@@ -246,6 +255,14 @@ def test_train_is_one_method_at_the_given_rate(config, tmp_path):
     found = comparison.train(alone, "the command")
     assert [(r.method, r.learning_rate) for r in found.runs] == [("magnitude", 1e-3)]
     assert found.search == ()
+    # Nothing is searched for: no rows are set aside.
+    assert (found.data.train_rows, found.data.validation_rows) == (40, 0)
+
+
+def test_a_search_without_rows_is_refused(config):
+    data = dataclasses.replace(config.data, validation_rows=0)
+    with pytest.raises(DoraError, match=r"needs rows: raise --data\.validation-rows"):
+        comparison.compare(dataclasses.replace(config, data=data), "c")
 
 
 def test_evaluate_scores_an_adapter_as_the_comparison_did(results, config):
@@ -329,3 +346,7 @@ def test_generate_and_merge_use_the_adapter(results, config, tmp_path):
     assert merged == tuned
     with pytest.raises(DoraError, match="the prompt is empty"):
         answer(" ")
+    with pytest.raises(DoraError, match="the prompt is not text"):
+        answer("\udcff")
+    with pytest.raises(DoraError, match="seed must be at least 0 and below"):
+        answer("hello", adapter=part, seed=2**70)

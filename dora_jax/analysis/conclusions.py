@@ -187,7 +187,14 @@ def _cost(pair: PairSummary) -> list[str]:
         parts.append(f"{times:.2f} times the trained parameters")
     if not parts:
         return []
-    return [f"{first.label} took {say.listed(parts)} of {second.label}."]
+    cost = f"{first.label} took {say.listed(parts)} of {second.label}."
+    if first.step_time_s is None or not second.step_time_s:
+        return [cost]
+    return [
+        cost,
+        "The step times are of runs one after the other, so whatever else the machine did counts: "
+        "python -m benchmarks.compare_step_time lets the methods take turns.",
+    ]
 
 
 def _magnitude_cautions(summary: Summary) -> list[Caution]:

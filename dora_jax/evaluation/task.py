@@ -89,8 +89,9 @@ class Task:
         info = self.info
         how = "free answers, exact match" if info.chance is None else f"chance {info.chance:.1%}"
         lines = [
-            f"data: {info.task}; {info.train_rows:,} rows to train on, {info.validation_rows:,} to "
-            f"choose learning rates, {info.eval_rows:,} to evaluate; {how}"
+            f"data: {info.task}; {info.train_rows:,} rows to train on, "
+            f"{info.validation_rows:,} set aside to choose learning rates, "
+            f"{info.eval_rows:,} to evaluate; {how}"
         ]
         with_options = sum(bool(row.options) for row in self.rows["evaluation"])
         if 0 < with_options < info.eval_rows:
@@ -192,7 +193,7 @@ def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) ->
         reasons = dict(examples.left_out.get(split, {}))
         if too_long:
             reasons[f"longer than data.max_length ({config.max_length} tokens)"] = too_long
-        if not fitting:
+        if not fitting and (split != "validation" or config.validation_rows):
             why = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "there are none"
             raise DoraError(
                 f"no rows are left for {split} ({why}): give more rows, or raise --data.max-length"

@@ -84,7 +84,8 @@ class DataConfig:
     train_rows: int = 3000
     """Rows to train on, at most."""
     validation_rows: int = 120
-    """Rows for choosing learning rates: from train with JSONL, of other entities if embedded."""
+    """Rows for choosing learning rates: from train with JSONL, of other entities if embedded. May
+    be 0 where nothing is searched for."""
     eval_rows: int = 600
     """Rows to evaluate on, at most."""
     seed: int = 0
@@ -100,8 +101,10 @@ class DataConfig:
         for name in ("train", "eval"):
             if isinstance(getattr(self, name), str):  # as experiment files write it
                 object.__setattr__(self, name, Path(getattr(self, name)))
-        for name in ("train_rows", "validation_rows", "eval_rows", "max_length", "eval_batch_size"):
+        for name in ("train_rows", "eval_rows", "max_length", "eval_batch_size"):
             _require_count(f"data.{name}", getattr(self, name))
+        if self.validation_rows != 0:
+            _require_count("data.validation_rows", self.validation_rows)
         _require_seed("data.seed", self.seed)
         if (self.train is None) != (self.eval is None):
             given, other = ("train", "eval") if self.train else ("eval", "train")

@@ -92,9 +92,12 @@ def read_metrics(path: Path, before_step: int) -> list[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
+                row = json.loads(line)
             except json.JSONDecodeError:
                 break
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                break
+            rows.append(row)
     rows = [row for row in rows if row["step"] <= before_step]
     if [row["step"] for row in rows] != list(range(1, before_step + 1)):
         raise DoraError(

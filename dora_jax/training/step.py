@@ -6,7 +6,7 @@ loss, grads = value_and_grad(loss)(trainable)  micro-batches by lax.scan
 updates = tx.update(grads)                     tx sees trainable leaves alone
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,6 +19,7 @@ from dora_jax.layers import NORMS
 from dora_jax.partition import Params, combine
 from dora_jax.spec import AdapterRules
 from dora_jax.training.config import OptimConfig
+from dora_jax.training.loss import cross_entropy_sum, label_chunks
 
 
 class TrainState(NamedTuple):
@@ -96,21 +97,52 @@ def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainStat
 
 
 def labelled_loss(
-    model: nn.Module, variables: dict[str, Any], batch: Batch, rngs: dict[str, jax.Array] | None
+    model: Any,
+    trainable: Params,
+    frozen: Params,
+    batch: Batch,
+    norms: Params | None = None,
+    dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Return the sum of the labels' negative log-likelihoods (nats), float32.
 
     Args:
-        model: with methods `hidden_states(tokens)` and `head(hidden)`, such as `Llama`.
-        variables: `params`, and `norms` if they are at hand.
+        model: with methods `hidden_states(tokens)` and `head(hidden)`, the names of the modules
+            that the head uses as `head_modules`, and `vocabulary`; such as `Llama`.
+        trainable: see `partition`; alone differentiable.
+        frozen: see `partition`.
         batch: the rows.
-        rngs: {"dropout": key} in training with dropout.
+        norms: the `norms` collection, if it is at hand.
+        dropout_key: in training with dropout.
     """
-    hidden, _ = model.apply(variables, batch.tokens, method="hidden_states", rngs=rngs)
+
+    def variables(names: Collection[str], params: Params) -> dict[str, Any]:
+        own = {} if norms is None else {NORMS: {n: norms[n] for n in names if n in norms}}
+        return {"params": params} | own
+
+    def rngs(index: Any) -> dict[str, jax.Array] | None:
+        return None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, index)}
+
+    params = combine(trainable, frozen)
+    hidden, _ = model.apply(
+        variables(params, params), batch.tokens, method="hidden_states", rngs=rngs(0)
+    )
     at_labels = jnp.take_along_axis(hidden, batch.label_positions[..., None], axis=1)
-    logits = model.apply(variables, at_labels, method="head", rngs=rngs)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label_targets)
-    return jnp.sum(losses * batch.label_weights)
+    names = model.head_modules
+
+    def logits_of(trained: Params, h: jax.Array, index: jax.Array) -> jax.Array:
+        head = combine(trained, {name: frozen[name] for name in names})
+        logits: jax.Array = model.apply(
+            variables(names, head), h, method="head", rngs=rngs(index + 1)
+        )
+        return logits
+
+    rows, labels = batch.label_targets.shape
+    chunks = label_chunks(rows, labels, model.vocabulary)
+    trained = {name: trainable[name] for name in names}
+    return cross_entropy_sum(
+        logits_of, chunks, trained, at_labels, batch.label_targets, batch.label_weights
+    )
 
 
 def make_train_step(
@@ -140,9 +172,8 @@ def make_train_step(
         step_key = jax.random.fold_in(key, state.step)
 
         def loss_of(trainable: Params, part: Batch, index: jax.Array) -> jax.Array:
-            variables = {"params": combine(trainable, frozen), NORMS: norms}
-            rngs = {"dropout": jax.random.fold_in(step_key, index)} if dropout else None
-            return labelled_loss(model, variables, part, rngs) / labels
+            dropout_key = jax.random.fold_in(step_key, index) if dropout else None
+            return labelled_loss(model, trainable, frozen, part, norms, dropout_key) / labels
 
         loss_and_grad = jax.value_and_grad(loss_of)
         if micro_batches == 1:

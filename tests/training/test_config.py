@@ -24,8 +24,8 @@ REFUSED = [
     (DataConfig, {"train_rows": 0}, "data.train_rows must be a whole number of at least 1; got 0"),
     (
         DataConfig,
-        {"validation_rows": 0},
-        "data.validation_rows must be a whole number of at least 1; got 0",
+        {"validation_rows": -1},
+        "data.validation_rows must be a whole number of at least 1; got -1",
     ),
     (DataConfig, {"eval_rows": -3}, "data.eval_rows must be a whole number of at least 1; got -3"),
     (DataConfig, {"max_length": 0}, "data.max_length must be a whole number of at least 1; got 0"),

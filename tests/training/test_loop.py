@@ -251,7 +251,10 @@ def test_a_run_is_the_steps_of_the_training_step(tmp_path):
     """The first loss is that of the initial parameters; learning rates are the schedule's."""
     model, _, params = word_model()
     batch = RandomBatches().batch(0)
-    loss = labelled_loss(model, {"params": params}, batch, None) / batch.label_weights.sum()
+    loss = (
+        labelled_loss(model, params, jax.tree.map(lambda _: None, params), batch)
+        / batch.label_weights.sum()
+    )
     result, metrics = uninterrupted()
     assert [point.step for point in result.history] == list(range(1, STEPS + 1))
     assert result.history[0].loss == pytest.approx(float(loss), rel=1e-5)

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from dora_jax.adapters import kernel_sq_norms
-from dora_jax.partition import combine, partition, trainable_mask
+from dora_jax.partition import partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.config import OptimConfig
 from dora_jax.training.step import (
@@ -56,7 +56,9 @@ def test_loss_at_labelled_positions_is_the_full_logits_cross_entropy():
         for b in range(4)
         for p in range(3)
     )
-    loss = jax.jit(lambda p: labelled_loss(model, {"params": p}, batch, None))(params)
+    loss = jax.jit(lambda p: labelled_loss(model, p, jax.tree.map(lambda _: None, p), batch))(
+        params
+    )
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
@@ -139,8 +141,7 @@ def test_norms_are_those_of_the_current_parameters_at_every_step():
     @jax.jit
     def plain_step(trainable, batch):
         def loss_of(trainable):
-            variables = {"params": combine(trainable, frozen)}
-            return labelled_loss(model, variables, batch, None) / batch.label_weights.sum()
+            return labelled_loss(model, trainable, frozen, batch) / batch.label_weights.sum()
 
         grads = jax.grad(loss_of)(trainable)
         return jax.tree.map(lambda p, g: p - 0.02 * g, trainable, grads)
@@ -184,3 +185,11 @@ def test_optimizer_clips_by_global_norm():
         _, state = tx.update({"a": jnp.ones(4) * factor}, state, params)
         updates[factor], _ = tx.update({"a": -jnp.ones(4) * 0.5}, state, params)
     np.testing.assert_allclose(updates[1.0]["a"], updates[1000.0]["a"], rtol=1e-5)
+
+
+def test_weight_decay_is_decoupled_and_the_config_s():
+    params = {"lora_a": jnp.array([2.0, -4.0])}
+    for decay in (0.0, 0.5):
+        tx = make_optimizer(OptimConfig(weight_decay=decay, warmup_ratio=0.0), 0.1, 10)
+        updates, _ = tx.update({"lora_a": jnp.zeros(2)}, tx.init(params), params)
+        np.testing.assert_allclose(updates["lora_a"], [-0.2 * decay, 0.4 * decay], rtol=1e-6)

@@ -25,6 +25,14 @@ class WordModel(nn.Module):
         self.mix = Dense(WIDTH, adapter=self.adapters)
         self.out = Dense(VOCABULARY, use_bias=False)
 
+    @property
+    def vocabulary(self):
+        return VOCABULARY
+
+    @property
+    def head_modules(self):
+        return ("out",)
+
     def hidden_states(self, tokens):
         x = self.embed(tokens)
         return x + nn.silu(self.mix(x)), None

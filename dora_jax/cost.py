@@ -1,0 +1,121 @@
+"""What a training step costs, by formula: floating-point operations of each method, by part.
+
+For T tokens a step, P of them labelled, a kernel of (in, out) and rank r:
+
+    forward of a kernel          2 T in out
+    gradient of its input        2 T in out        frozen kernels have no other
+    gradient of a kernel         2 T in out        method "full" alone
+    low-rank path                6 T r (in + out)  forward, gradient of its input, of A and B
+    attention                    6 T S H F         S tokens a row; the causal half, forward and
+                                                   twice that backward
+    head                         4 P hidden V      forward and gradient of its input
+    DoRA: norms                  2 in out r + ...  once a step, whatever T: see `norm_flops`
+    DoRA: scaling                6 T out           c z; then g c and the sum of g y / c
+
+A product of (a, b) and (b, c) counts 2 a b c; other elementwise work, the optimizer and what
+rematerialisation repeats do not count: this is the model's own arithmetic, which a step's speed is
+measured against ("model FLOP utilisation").
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+
+from dora_jax.decomposition import cheaper_path, norm_flops
+from dora_jax.models.llama import Llama, param_shapes
+from dora_jax.partition import iter_modules, module_specs
+from dora_jax.spec import AdapterRules
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Floating-point operations of one training step, by part; see the module's docstring."""
+
+    kernels: float
+    kernel_gradients: float
+    low_rank: float
+    attention: float
+    head: float
+    norms: float
+    scaling: float
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return (
+            self.kernels
+            + self.kernel_gradients
+            + self.low_rank
+            + self.attention
+            + self.head
+            + self.norms
+            + self.scaling
+        )
+
+    @property
+    def dora_overhead(self) -> float:
+        """DoRA's own share, relative to the same step without norms and scaling."""
+        extra = self.norms + self.scaling
+        return extra / (self.total - extra)
+
+
+def step_cost(model: Llama, batch: int, seq: int, labels: int | None = None) -> StepCost:
+    """Count the operations of a step.
+
+    Args:
+        model: with its adapters.
+        batch: rows.
+        seq: tokens a row.
+        labels: labelled positions over all rows; all by default.
+    """
+    config, rules = model.config, model.adapters or AdapterRules([])
+    tokens = batch * seq
+    labels = tokens if labels is None else labels
+    kernels = full = low_rank = norms = scaling = 0.0
+    shapes = param_shapes(model)
+    specs = module_specs(shapes, rules)
+    for path, leaves in iter_modules(shapes):
+        if "kernel" not in leaves:
+            continue
+        spec = specs[path]
+        *stack, rows, columns = leaves["kernel"].shape
+        layers = math.prod(stack)
+        positions = labels if path == "lm_head" else tokens
+        if path != "lm_head":
+            kernels += 4.0 * layers * positions * rows * columns
+        if spec.method == "full":
+            full += 2.0 * layers * positions * rows * columns
+        if spec.has_low_rank:
+            low_rank += 6.0 * layers * positions * spec.rank * (rows + columns)
+        summed, kept = (rows, columns) if spec.norm_axis == "out" else (columns, rows)
+        if spec.has_magnitude:
+            scaling += 6.0 * layers * positions * kept
+        if spec.method == "dora":
+            narrow = jnp.finfo(leaves["kernel"].dtype).bits < 32
+            path = cheaper_path(summed, kept, spec.rank, narrow=narrow)
+            norms += layers * norm_flops(summed, kept, spec.rank, narrow=narrow)[path]
+    width = config.num_attention_heads * config.head_dim
+    return StepCost(
+        kernels=kernels,
+        kernel_gradients=full,
+        low_rank=low_rank,
+        attention=6.0 * config.num_hidden_layers * tokens * seq * width,
+        head=4.0 * labels * config.hidden_size * config.vocab_size,
+        norms=norms,
+        scaling=scaling,
+    )
+
+
+def tokens_for_overhead(model: Llama, seq: int, share: float = 0.01) -> int:
+    """Return the number of tokens a step from which DoRA's own operations are below a share.
+
+    Raises:
+        ValueError: when the scaling alone, which grows with the tokens, is more than that.
+    """
+    one, two = step_cost(model, 1, seq), step_cost(model, 2, seq)
+    scaling = one.scaling
+    rest = two.total - one.total - scaling
+    if scaling >= share * rest:
+        raise ValueError(f"the scaling alone is {scaling / rest:.2%} of the step")
+    return math.ceil(seq * one.norms / (share * rest - scaling))

@@ -1,0 +1,110 @@
+"""What DoRA's compiled training step holds beyond LoRA's: nothing of a kernel's shape."""
+
+import collections
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+from dora_jax import decomposition
+from dora_jax.adapters import kernel_sq_norms
+from dora_jax.models.config import LlamaConfig
+from dora_jax.models.llama import Llama, param_shapes
+from dora_jax.partition import combine, partition, trainable_mask
+from dora_jax.spec import AdapterRules, AdapterSpec
+from dora_jax.training.step import Batch, init_state, make_train_step
+
+# Sizes that no two kinds of array share: kernels are (40, 48), (40, 24), (40, 72) and (72, 40).
+CONFIG = LlamaConfig(
+    vocab_size=97,
+    hidden_size=40,
+    intermediate_size=72,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=12,
+)
+KERNELS = [(40, 48), (48, 40), (40, 24), (40, 72), (72, 40)]
+ROWS, LENGTH = 2, 5
+SPECS = {
+    "lora": AdapterSpec("lora", rank=2),
+    "dora": AdapterSpec("dora", rank=2),
+    "exact": AdapterSpec("dora", rank=2, detach_norm=False),
+    "in": AdapterSpec("dora", rank=2, norm_axis="in"),
+    "magnitude": AdapterSpec("magnitude"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_tiles():
+    """Tiles of the direct norm, which nearly cancelling kernels take, of real size hold all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decomposition, "_TILE_ELEMENTS", 600)
+        yield
+
+
+@functools.cache
+def compiled(name, remat="none", layers=3):
+    config = LlamaConfig(**{**vars(CONFIG), "num_hidden_layers": layers})
+    rules = AdapterRules.preset("paper", SPECS[name])
+    model = Llama(config, rules, remat=remat)
+    shapes = param_shapes(model)
+    trainable, frozen = partition(shapes, trainable_mask(shapes, rules))
+    tx = optax.adam(1e-3)
+    state = jax.eval_shape(lambda t: init_state(t, tx), trainable)
+    sq_norms = jax.eval_shape(lambda t, f: kernel_sq_norms(combine(t, f), rules), trainable, frozen)
+    ids = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
+    weights = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32)
+    batch = Batch(ids, ids, ids, weights)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = jax.jit(make_train_step(model, rules, tx), donate_argnums=0)
+    return step.lower(state, frozen, sq_norms, batch, key).compile()
+
+
+def kernel_shaped(name, layers=3):
+    """Count the results of a kernel's size that the compiled step computes, by operation.
+
+    Tuples and their elements, parameters, slices and views hold no new data of their own.
+    """
+    views = {"parameter", "get-tuple-element", "bitcast", "dynamic-slice", "slice", "reshape"}
+    found = collections.Counter()
+    sizes = {size for a, b in KERNELS for size in (a * b, layers * a * b)}
+    for match in re.finditer(r" = \w+\[([\d,]*)\]\S* ([\w-]+)\(", compiled(name).as_text()):
+        size = 1
+        for axis in match[1].split(","):
+            size *= int(axis or 1)
+        if size in sizes and match[2] not in views:
+            found[match[2]] += 1
+    return found
+
+
+@pytest.mark.parametrize("name", ["dora", "exact", "in", "magnitude"])
+def test_no_array_of_a_kernel_s_size_is_made_on_account_of_dora(name):
+    extra = kernel_shaped(name) - kernel_shaped("lora")
+    assert not extra, extra
+
+
+def test_the_check_sees_a_kernel_that_is_made(monkeypatch):
+    # Merged weights in the step: what DoRA must not do.
+    from dora_jax import layers
+
+    def merged(self, x, x_low, kernel, factors, c):
+        return self.linear(x, kernel if c is None else kernel * c)
+
+    monkeypatch.setattr(layers._AdaptedProduct, "_product", merged)
+    compiled.cache_clear()
+    try:
+        assert kernel_shaped("dora") - kernel_shaped("lora")
+    finally:
+        compiled.cache_clear()
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_rematerialised_steps_give_the_same_program_size_at_any_depth(remat):
+    def lines(layers):
+        return len(compiled("dora", remat, layers).as_text().splitlines())
+
+    assert abs(lines(6) - lines(3)) < 0.02 * lines(3)
