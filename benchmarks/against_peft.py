@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 
 from benchmarks.arguments import add_setting, setting_of
-from benchmarks.load_and_compile import json_lines_of, own_peak_rss_bytes
+from benchmarks.processes import json_lines_of, peak_rss_bytes
 from benchmarks.shapes import SHAPES
 from benchmarks.training_step import (
     StepSetting,
@@ -234,7 +234,7 @@ def peft_peak(setting: StepSetting) -> dict[str, Any]:
 
 
 def _peaks(imported: int, foreign: int = 0) -> dict[str, int]:
-    peak = own_peak_rss_bytes()
+    peak = peak_rss_bytes()
     return {"peak_rss_bytes": peak - foreign, "growth_bytes": peak - imported}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.load_and_compile import json_lines_of
+from benchmarks.processes import json_lines_of
 from benchmarks.shapes import SHAPES
 from benchmarks.training_step import (
     StepSetting,

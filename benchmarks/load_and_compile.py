@@ -8,14 +8,10 @@ with a warm compilation cache of JAX's defaults (the weights' pages may be cache
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,69 +23,14 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from benchmarks.arguments import add_setting, setting_of
+from benchmarks.processes import json_lines_of, peak_rss_bytes
 from benchmarks.shapes import SHAPES
-from benchmarks.training_step import build_step, device, peak_rss_bytes, time_alternately
+from benchmarks.training_step import build_step, device, time_alternately
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.names import tensors
 from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.models.config import LlamaConfig
-
-ROOT = Path(__file__).parents[1]
-
-
-def json_lines_of(
-    module: str,
-    arguments: Sequence[str],
-    *,
-    timeout_s: float | None = None,
-    environment: Mapping[str, str] | None = None,
-) -> Iterator[dict[str, Any]]:
-    """Run a module in a fresh process and yield each JSON line that it prints, as it comes.
-
-    Args:
-        module: such as `benchmarks.gpu`.
-        arguments: of its command line.
-        timeout_s: after which it is killed; None waits.
-        environment: variables to set where they are not set.
-
-    Raises:
-        RuntimeError: when it fails, with the end of what it wrote to stderr.
-    """
-    command = [sys.executable, "-m", module, *arguments]
-    variables = {**(environment or {}), **os.environ}
-    with (
-        tempfile.TemporaryFile("w+") as log,
-        subprocess.Popen(
-            command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=log, text=True
-        ) as process,
-    ):
-        assert process.stdout is not None
-        timer = threading.Timer(timeout_s or threading.TIMEOUT_MAX, process.kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            for line in process.stdout:
-                yield json.loads(line)
-            code = process.wait()
-        finally:
-            timer.cancel()
-            process.kill()
-        if code:
-            log.seek(0)
-            raise RuntimeError(f"{module} ended with {code}: {log.read()[-2000:].strip()}")
-
-
-def own_peak_rss_bytes() -> int:
-    """Return this program's highest resident memory so far.
-
-    `ru_maxrss` would not do in a child: on Linux it starts from the parent's.
-    """
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return peak_rss_bytes()
-    (line,) = (s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -133,7 +74,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     step.run()
     mark("first_step_s")
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
-    peak = own_peak_rss_bytes()
+    peak = peak_rss_bytes()
     (times,) = time_alternately([step.run], args.steps)
     return {
         **moments,

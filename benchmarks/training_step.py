@@ -2,9 +2,7 @@
 
 import dataclasses
 import gc
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.processes import peak_rss_bytes
 from benchmarks.shapes import SHAPES
 from dora_jax.adapters import init_adapters, kernel_sq_norms
 from dora_jax.cost import StepCost, step_cost
@@ -50,7 +49,7 @@ class StepSetting:
     rank: int = 16
     labelled: float = 1.0
     norm_axis: str = "out"
-    remat: str = "none"
+    remat: str = "dots"
     micro_batches: int = 1
     dtype: str = "float32"
     modules: str = "paper"
@@ -171,12 +170,6 @@ def matmul_peak(dtype: str = "float32", rounds: int = 8) -> float:
     multiply = jax.jit(lambda a, b: a @ b)
     (times,) = time_alternately([lambda: jax.block_until_ready(multiply(x, x))], rounds)
     return 2 * size**3 / min(times)
-
-
-def peak_rss_bytes() -> int:
-    """Return the process's highest resident memory so far."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def device() -> dict[str, str]:

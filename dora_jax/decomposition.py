@@ -22,6 +22,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from dora_jax.spec import AdapterSpec, Init, NormAxis
@@ -38,6 +39,7 @@ _SMALLEST_SCALE = 2.0**-100
 
 
 NormPath = Literal["factored", "direct"]
+PRODUCT = "product"  # what a checkpoint policy may call the results of products with W
 
 
 class Decomposition(NamedTuple):
@@ -470,7 +472,8 @@ def _nonzero(c: Array) -> Array:
 
 
 def _scale_forward(z: Array, c: Array, dtype: jnp.dtype) -> tuple[Array, tuple]:
-    y = (z * _nonzero(c)).astype(dtype)
+    # Named here: a checkpoint policy that keeps y keeps the very array that the backward reads.
+    y = checkpoint_name((z * _nonzero(c)).astype(dtype), PRODUCT)
     # An empty array remembers z's dtype: residuals must be arrays.
     return y, (y, c, jnp.zeros((0,), z.dtype))
 

@@ -131,7 +131,7 @@ def generate_ids(
     if longest + sampling.max_new_tokens > context:
         raise DoraError(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed the "
-            f"model's context of {context}: shorten the prompt or lower max_new_tokens"
+            f"model's context of {context}: shorten the prompt or lower --max-new-tokens"
         )
     width = min(round_up(longest, _BUCKET), context - sampling.max_new_tokens)
     tokens = np.zeros((len(prompts), width), np.int32)

@@ -12,6 +12,9 @@ with c = m / ||W + s A B||, never forming A B. The norm is read from the `norms`
 there is one (`dora_jax.column_norms`, once an optimizer step), and computed here otherwise.
 
 Dropout on the low-rank path is on when, and only when, an rng named `dropout` is passed.
+
+For `jax.checkpoint`, results are named: `product` those of an adapted layer, `low_rank` those of
+x A. A policy that keeps products, as Flax's own layers need it, and these names keeps no more.
 """
 
 import functools
@@ -25,6 +28,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from dora_jax.decomposition import (
+    PRODUCT,
     adapted_norm,
     column_norm,
     column_sq_norm,
@@ -180,7 +184,7 @@ class _AdaptedProduct:
             z = z + spec.scale * self.expand(low, b)
         if c is not None and spec.norm_axis == "out":
             return scale_features(z, self.spread_out(c), dtype)
-        return z.astype(dtype)
+        return checkpoint_name(z.astype(dtype), PRODUCT)
 
 
 def _call_with(

@@ -11,11 +11,13 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from benchmarks import gpu, scaling
-from benchmarks.load_and_compile import json_lines_of, write_random_folder
+from benchmarks.load_and_compile import write_random_folder
+from benchmarks.processes import json_lines_of
 from benchmarks.shapes import SHAPES
 from benchmarks.training_step import random_base, random_batch
 from dora_jax.checkpoint.hf import read_hf_folder
 
+pytestmark = pytest.mark.slow
 SETTING = ["--batch=2", "--seq=16", "--rank=4", "--steps=2"]
 TOY = ["--model=toy", *SETTING]
 

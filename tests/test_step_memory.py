@@ -107,4 +107,5 @@ def test_rematerialised_steps_give_the_same_program_size_at_any_depth(remat):
     def lines(layers):
         return len(compiled("dora", remat, layers).as_text().splitlines())
 
-    assert abs(lines(6) - lines(3)) < 0.02 * lines(3)
+    # Tiles of the direct norm differ a little; a layer unrolled would add a quarter.
+    assert lines(9) < 1.1 * lines(3)

@@ -285,6 +285,8 @@ def _search_cautions(summary: Summary) -> list[str]:
                     f"{say.learning_rate(trial.learning_rate)}, is the {end} of those tried: a "
                     "better one may lie beyond."
                 )
+    if not any(counts.values()):
+        found.append("No learning rate was searched for: one that suits a method more may decide.")
     if len(set(counts.values())) > 1:
         parts = [f"{label} {number}" for label, number in counts.items()]
         found.append(f"Not the same number of learning rates was tried: {say.listed(parts)}.")

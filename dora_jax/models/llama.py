@@ -16,16 +16,19 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
+from dora_jax.decomposition import PRODUCT
 from dora_jax.layers import LOW_RANK, NORMS, Dense, Embed
 from dora_jax.models.config import LlamaConfig
 from dora_jax.spec import AdapterRules, nearest
 
 Remat = Literal["none", "dots", "full"]
 
-_PRODUCT = "product"
 _REMAT_POLICIES = {
     # Keep the results of products with a weight and of attention, recompute the cheap rest.
-    "dots": jax.checkpoint_policies.save_only_these_names(_PRODUCT, LOW_RANK),
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(PRODUCT, LOW_RANK),
+    ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -86,11 +89,6 @@ class RMSNorm(nn.Module):
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
 
 
-def product(module: Any, features: int, name: str, x: Array) -> Array:
-    """Return a projection of x, under the name by which remat may keep it."""
-    return checkpoint_name(Dense(features, name=name, **module.dense)(x), _PRODUCT)
-
-
 class Attention(nn.Module):
     """Causal grouped-query attention with rotary positions."""
 
@@ -109,9 +107,9 @@ class Attention(nn.Module):
         c = self.config
         H, K, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         B, L, _ = x_BLD.shape
-        q = product(self, H * F, "q_proj", x_BLD).reshape(B, L, H, F)
-        k = product(self, K * F, "k_proj", x_BLD).reshape(B, L, K, F)
-        v = product(self, K * F, "v_proj", x_BLD).reshape(B, L, K, F)
+        q = Dense(H * F, name="q_proj", **self.dense)(x_BLD).reshape(B, L, H, F)
+        k = Dense(K * F, name="k_proj", **self.dense)(x_BLD).reshape(B, L, K, F)
+        v = Dense(K * F, name="v_proj", **self.dense)(x_BLD).reshape(B, L, K, F)
         q, k = rotate(q, angles_BLf), rotate(k, angles_BLf)
         if cache is not None:
             start: Any = (0, cache_length, 0, 0)
@@ -122,8 +120,8 @@ class Attention(nn.Module):
         y = jax.nn.dot_product_attention(
             q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, is_causal=mask is None
         )
-        y = checkpoint_name(y.reshape(B, L, H * F), _PRODUCT)
-        return product(self, c.hidden_size, "o_proj", y), cache
+        y = checkpoint_name(y.reshape(B, L, H * F), PRODUCT)
+        return Dense(c.hidden_size, name="o_proj", **self.dense)(y), cache
 
 
 class MLP(nn.Module):
@@ -135,9 +133,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         c = self.config
-        gate = product(self, c.intermediate_size, "gate_proj", x_BLD)
-        up = product(self, c.intermediate_size, "up_proj", x_BLD)
-        return product(self, c.hidden_size, "down_proj", jax.nn.silu(gate) * up)
+        gate = Dense(c.intermediate_size, name="gate_proj", **self.dense)(x_BLD)
+        up = Dense(c.intermediate_size, name="up_proj", **self.dense)(x_BLD)
+        return Dense(c.hidden_size, name="down_proj", **self.dense)(jax.nn.silu(gate) * up)
 
 
 class Block(nn.Module):

@@ -59,7 +59,11 @@ REFUSED = [
     (OptimConfig, {"learning_rate": math.inf}, "optim.learning_rate must be positive; got inf"),
     (OptimConfig, {"schedule": "lineer"}, "got 'lineer' (did you mean 'linear'?)"),
     (OptimConfig, {"warmup_ratio": 1.1}, "optim.warmup_ratio must be in [0, 1]; got 1.1"),
-    (OptimConfig, {"weight_decay": -0.1}, "optim.weight_decay must be at least 0; got -0.1"),
+    (
+        OptimConfig,
+        {"weight_decay": math.inf},
+        "optim.weight_decay must be finite and at least 0; got inf",
+    ),
     (OptimConfig, {"clip_norm": 0.0}, "optim.clip_norm must be positive; got 0.0"),
     (OptimConfig, {"beta1": 1.0}, "optim.beta1 must be in [0, 1); got 1.0"),
     (OptimConfig, {"beta2": -0.1}, "optim.beta2 must be in [0, 1); got -0.1"),

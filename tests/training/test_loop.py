@@ -44,7 +44,7 @@ def _compilations_are_kept(tmp_path_factory):
 
 
 def interrupt_at(step):
-    def on_step(point, _):
+    def on_step(point):
         if point.step == step:
             raise KeyboardInterrupt
 
@@ -138,7 +138,7 @@ from pathlib import Path
 jax.config.update("jax_num_cpu_devices", {jax.device_count()})
 from tests.training.test_loop import run
 
-def kill(point, _):
+def kill(point):
     if point.step == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
