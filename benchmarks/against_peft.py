@@ -3,8 +3,8 @@
 python -m benchmarks.against_peft --batch 4 --seq 256 --memory; prints one JSON line: the training
 step of LoRA and DoRA by both, DoRA's forward at inference, and with --memory each one's peak, in
 a process of its own. Needs the parity extra. Both train the same modules at the same rank, alpha
-and thread count, on random weights; with --remat PEFT recomputes whole layers, the only policy it
-has.
+and thread count, on random weights; with --remat full PEFT recomputes whole layers too, the only
+policy it has; else it keeps everything, as by default.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def peft_model(setting: StepSetting, where: str) -> Any:
         model = transformers.LlamaForCausalLM._from_config(
             config, dtype=getattr(torch, setting.dtype)
         )
-    if setting.remat != "none":
+    if setting.remat == "full":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     adapter = peft.LoraConfig(
         r=setting.rank,

@@ -13,6 +13,7 @@ _CHOICES: dict[str, Any] = {
     "norm_axis": ("out", "in"),
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16"),
+    "attention": ("xla", "cudnn"),
 }
 
 

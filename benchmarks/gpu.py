@@ -11,6 +11,7 @@ import functools
 import gc
 import json
 import re
+import shutil
 import time
 import traceback
 from collections.abc import Callable
@@ -62,6 +63,7 @@ def cases(quick: bool) -> list[Case]:
     listed = [
         Case("headline", methods=("lora", "dora", "dora-exact")),
         Case("remat full", {"remat": "full"}),
+        Case("attention by XLA", {"attention": "xla"}),
         Case("rank 64", {"rank": 64}),
         Case("labelled 0.1", {"labelled": 0.1}),
         Case("rank 512", {"rank": 512}),
@@ -74,9 +76,17 @@ def cases(quick: bool) -> list[Case]:
     return [Case(c.name, headline | {"remat": "dots"} | c.fields, c.methods) for c in listed]
 
 
+def attention() -> str:
+    """Return the kernel that a user of this machine would choose.
+
+    Not by asking JAX: the parent of the measuring processes must not take the device's memory.
+    """
+    return "cudnn" if shutil.which("nvidia-smi") else "xla"
+
+
 def measure(case: Case, model: str, base: Any, rounds: int, peak: float) -> dict[str, Any]:
     """Return the rows of a case by method."""
-    fields = case.fields | {"model": model, "dtype": "bfloat16"}
+    fields = {"attention": attention()} | case.fields | {"model": model, "dtype": "bfloat16"}
     settings = [StepSetting(**fields, method=method) for method in case.methods]
     steps = [build_step(setting, base) for setting in settings]
     times = time_alternately([step.run for step in steps], rounds)
@@ -115,6 +125,7 @@ def part_command(part: str, model: str, quick: bool, until: float) -> tuple[str,
         own = ["--model", model, "--until", repr(until)]
         return "benchmarks.gpu", own + ["--quick"] * quick
     fields = sizes(quick) | {"model": model, "dtype": "bfloat16", "remat": "full"}
+    fields["attention"] = attention()
     fields["steps"] = 1 if quick else 3
     return "benchmarks.against_peft", [f"--{name}={value}" for name, value in fields.items()]
 

@@ -40,6 +40,7 @@ class StepSetting:
         micro_batches: parts of the batch, one after another.
         dtype: of the computation and of the frozen weights.
         modules: preset or pattern of the tuned modules.
+        attention: xla or cudnn.
     """
 
     model: str = "smollm2-135m"
@@ -53,6 +54,7 @@ class StepSetting:
     micro_batches: int = 1
     dtype: str = "float32"
     modules: str = "paper"
+    attention: str = "xla"
 
     def adapted(self) -> Llama:
         """Return the model with its adapters."""
@@ -61,8 +63,8 @@ class StepSetting:
             rank=self.rank, alpha=2.0 * self.rank, modules=self.modules, **adapter
         )
         method: Any = self.method.removesuffix("-exact")
-        remat: Any = self.remat
-        return Llama(SHAPES[self.model], config.rules(method), **self._dtypes(), remat=remat)
+        how: Any = {"remat": self.remat, "attention": self.attention}
+        return Llama(SHAPES[self.model], config.rules(method), **self._dtypes(), **how)
 
     def plain(self) -> Llama:
         """Return the model without adapters."""

@@ -91,7 +91,13 @@ class Workbench:
     def adapted(self, rules: AdapterRules) -> Llama:
         """The model with adapters."""
         model = self.config.model
-        return Llama(self.pretrained.config, rules, dtype=jnp.dtype(model.dtype), remat=model.remat)
+        return Llama(
+            self.pretrained.config,
+            rules,
+            dtype=jnp.dtype(model.dtype),
+            remat=model.remat,
+            attention=model.attention,
+        )
 
 
 def load_weights(config: ExperimentConfig) -> tuple[Pretrained, Params]:
@@ -231,7 +237,12 @@ def _doubts(config: ExperimentConfig, info: AdapterInfo) -> list[str]:
 
 
 def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
-    """Find what does not suit the model before anything is run."""
+    """Find what does not suit the model or the machine before anything is run."""
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise DoraError(
+            "model.attention 'cudnn' needs an NVIDIA GPU, and JAX finds "
+            f"{jax.default_backend()!r}: give --model.attention xla"
+        )
     context = pretrained.config.max_position_embeddings
     if config.data.max_length > context:
         raise DoraError(

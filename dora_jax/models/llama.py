@@ -22,6 +22,7 @@ from dora_jax.models.config import LlamaConfig
 from dora_jax.spec import AdapterRules, nearest
 
 Remat = Literal["none", "dots", "full"]
+AttentionKernel = Literal["xla", "cudnn"]
 
 _REMAT_POLICIES = {
     # Keep the results of products with a weight and of attention, recompute the cheap rest.
@@ -94,6 +95,7 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     dense: dict[str, Any]
+    kernel: AttentionKernel
 
     @nn.compact
     def __call__(
@@ -118,7 +120,12 @@ class Attention(nn.Module):
             cache = (k, v)
         mask = None if mask_BLS is None else mask_BLS[:, None]
         y = jax.nn.dot_product_attention(
-            q, k.astype(q.dtype), v.astype(q.dtype), mask=mask, is_causal=mask is None
+            q,
+            k.astype(q.dtype),
+            v.astype(q.dtype),
+            mask=mask,
+            is_causal=mask is None,
+            implementation=self.kernel if mask is None else "xla",
         )
         y = checkpoint_name(y.reshape(B, L, H * F), PRODUCT)
         return Dense(c.hidden_size, name="o_proj", **self.dense)(y), cache
@@ -143,6 +150,7 @@ class Block(nn.Module):
 
     config: LlamaConfig
     dense: dict[str, Any]
+    attention: AttentionKernel
 
     @nn.compact
     def __call__(
@@ -156,7 +164,7 @@ class Block(nn.Module):
         dtypes = {"dtype": self.dense["dtype"], "param_dtype": self.dense["param_dtype"]}
         epsilon = self.config.rms_norm_eps
         h = RMSNorm(epsilon, name="input_layernorm", **dtypes)(x_BLD)
-        attended, cache = Attention(self.config, self.dense, name="self_attn")(
+        attended, cache = Attention(self.config, self.dense, self.attention, name="self_attn")(
             h, angles_BLf, mask_BLS, cache, cache_length
         )
         x_BLD = x_BLD + attended
@@ -174,6 +182,8 @@ class Llama(nn.Module):
         param_dtype: of the base parameters that `init` makes.
         remat: what the backward pass recomputes: `none`, `dots` (all but products with weights)
             or `full` (everything but each layer's input).
+        attention: how plain causal attention is computed: `xla`, or `cudnn`, the flash kernel of
+            NVIDIA GPUs, for bfloat16. Under a mask it is `xla` in any case.
     """
 
     config: LlamaConfig
@@ -181,6 +191,7 @@ class Llama(nn.Module):
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
     remat: Remat = "none"
+    attention: AttentionKernel = "xla"
 
     def setup(self) -> None:
         c = self.config
@@ -202,7 +213,7 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=c.num_hidden_layers,
         )
-        self.layers = scanned(c, dense)
+        self.layers = scanned(c, dense, self.attention)
         self.norm = RMSNorm(c.rms_norm_eps, **dtypes)
         if not c.tie_word_embeddings:
             self.lm_head = Dense(c.vocab_size, **dense)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import Remat
+from dora_jax.models.llama import AttentionKernel, Remat
 from dora_jax.spec import (
     GRANULAR_PRESET,
     PRESETS,
@@ -67,9 +67,15 @@ class ModelConfig:
     """What the backward pass recomputes: none, dots (all but products with weights), or full: see
     docs/cost.md. dots takes a third of none's memory, and is no slower."""
 
+    attention: AttentionKernel = "xla"
+    """How training's attention is computed: xla, or cudnn (flash; NVIDIA GPUs and bfloat16)."""
+
     def __post_init__(self) -> None:
         _require_choice("model.dtype", self.dtype, Dtype)
         _require_choice("model.remat", self.remat, Remat)
+        _require_choice("model.attention", self.attention, AttentionKernel)
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise DoraError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
 
 
 @dataclass(frozen=True)
