@@ -14,9 +14,8 @@ from benchmarks.training_step import (
     add_ratios,
     build_step,
     describe,
-    matmul_peak,
     random_base,
-    time_alternately,
+    time_with_peak,
 )
 
 
@@ -27,8 +26,7 @@ def main() -> None:
     args = parser.parse_args()
     base = random_base(setting_of(args))
     steps = [build_step(setting_of(args, method=method), base) for method in args.methods]
-    times = time_alternately([step.run for step in steps], args.steps)
-    peak = matmul_peak(args.dtype)
+    times, peak = time_with_peak(steps, args.steps, args.dtype)
     rows = {s.setting.method: describe(s, t, peak) for s, t in zip(steps, times, strict=True)}
     if "lora" in rows:
         add_ratios(list(rows.values()), rows["lora"])

@@ -29,9 +29,8 @@ from benchmarks.training_step import (
     build_step,
     describe,
     device,
-    matmul_peak,
     random_base,
-    time_alternately,
+    time_with_peak,
 )
 
 _RESULTS = Path(__file__).parent / "results"
@@ -84,12 +83,12 @@ def attention() -> str:
     return "cudnn" if shutil.which("nvidia-smi") else "xla"
 
 
-def measure(case: Case, model: str, base: Any, rounds: int, peak: float) -> dict[str, Any]:
+def measure(case: Case, model: str, base: Any, rounds: int) -> dict[str, Any]:
     """Return the rows of a case by method."""
     fields = {"attention": attention()} | case.fields | {"model": model, "dtype": "bfloat16"}
     settings = [StepSetting(**fields, method=method) for method in case.methods]
     steps = [build_step(setting, base) for setting in settings]
-    times = time_alternately([step.run for step in steps], rounds)
+    times, peak = time_with_peak(steps, rounds, "bfloat16")
     rows = {s.setting.method: describe(s, t, peak) for s, t in zip(steps, times, strict=True)}
     add_ratios(list(rows.values()), rows["lora"])
     return rows
@@ -106,13 +105,12 @@ def attempt(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 def run_cases(model: str, quick: bool, until: float) -> None:
     """Print one JSON line for each case."""
     rounds = 1 if quick else 5
-    peak = matmul_peak("bfloat16", rounds)
     base = random_base(StepSetting(model=model, dtype="bfloat16"))
     for case in cases(quick):
         if time.time() > until:
             found: dict[str, Any] = {"skipped": "no time was left"}
         else:
-            found = attempt(functools.partial(measure, case, model, base, rounds, peak))
+            found = attempt(functools.partial(measure, case, model, base, rounds))
         print(json.dumps({"case": case.name} | device() | found), flush=True)
         # The steps and their executables: the next case needs their memory.
         gc.collect()

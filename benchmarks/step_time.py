@@ -7,7 +7,7 @@ import argparse
 import json
 
 from benchmarks.arguments import add_setting, setting_of
-from benchmarks.training_step import build_step, describe, matmul_peak, time_alternately
+from benchmarks.training_step import build_step, describe, time_with_peak
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     add_setting(parser)
     args = parser.parse_args()
     step = build_step(setting_of(args))
-    (times,) = time_alternately([step.run], args.steps)
-    print(json.dumps(describe(step, times, matmul_peak(args.dtype))))
+    (times,), peak = time_with_peak([step], args.steps, args.dtype)
+    print(json.dumps(describe(step, times, peak)))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.training.config import AdapterConfig, OptimConfig
 from dora_jax.training.step import Batch, init_state, make_optimizer, make_train_step
 
+_PRODUCTS = 4  # each round, for the peak
 METHODS = ("lora", "dora", "dora-exact", "magnitude", "full")
 
 
@@ -165,13 +166,27 @@ def time_alternately(runs: Sequence[Callable[[], object]], rounds: int) -> list[
     return times
 
 
-def matmul_peak(dtype: str = "float32", rounds: int = 8) -> float:
-    """Return the FLOP/s of the fastest of some large square products: what the machine can do."""
+def time_with_peak(
+    steps: Sequence[TrainingStep], rounds: int, dtype: str
+) -> tuple[list[list[float]], float]:
+    """Time steps and large square products in turn: one noise for all.
+
+    Returns:
+        The times of each step, and the FLOP/s of the fastest product: what the machine can do.
+    """
     size = 2048 if jax.default_backend() == "cpu" else 8192
     x = jnp.ones((size, size), jnp.dtype(dtype))
     multiply = jax.jit(lambda a, b: a @ b)
-    (times,) = time_alternately([lambda: jax.block_until_ready(multiply(x, x))], rounds)
-    return 2 * size**3 / min(times)
+
+    def products() -> None:
+        for _ in range(_PRODUCTS):
+            started = time.perf_counter()
+            jax.block_until_ready(multiply(x, x))
+            fastest.append(time.perf_counter() - started)
+
+    fastest: list[float] = []
+    *times, _ = time_alternately([*(step.run for step in steps), products], rounds)
+    return times, 2 * size**3 / min(fastest)
 
 
 def device() -> dict[str, str]:
@@ -185,7 +200,7 @@ def describe(step: TrainingStep, times: Sequence[float], peak: float | None) -> 
     Args:
         step: what was timed.
         times: of the step, in seconds.
-        peak: `matmul_peak` of the same run; None leaves the utilisation out.
+        peak: FLOP/s of the same run, see `time_with_peak`; None leaves the utilisation out.
     """
     median, least = statistics.median(times), min(times)
     flops = step.cost.total

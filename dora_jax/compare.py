@@ -123,6 +123,11 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             "a search for learning rates needs rows: raise --data.validation-rows, or give "
             "--compare.search-steps 0"
         )
+    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+        raise DoraError(
+            "model.attention 'cudnn' needs an NVIDIA GPU, and JAX finds "
+            f"{jax.default_backend()!r}: give --model.attention xla"
+        )
     examples = read_examples(config.data)
     pretrained, params = load_weights(config)
     _check_fit(config, pretrained)
@@ -237,12 +242,7 @@ def _doubts(config: ExperimentConfig, info: AdapterInfo) -> list[str]:
 
 
 def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
-    """Find what does not suit the model or the machine before anything is run."""
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
-        raise DoraError(
-            "model.attention 'cudnn' needs an NVIDIA GPU, and JAX finds "
-            f"{jax.default_backend()!r}: give --model.attention xla"
-        )
+    """Find what does not suit the model before anything is run."""
     context = pretrained.config.max_position_embeddings
     if config.data.max_length > context:
         raise DoraError(

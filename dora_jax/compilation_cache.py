@@ -34,6 +34,7 @@ def enable_compilation_cache() -> Path | None:
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted == "off":
+        jax.config.update("jax_compilation_cache_dir", None)
         return None
     told: str | None = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if told and not wanted:

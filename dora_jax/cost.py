@@ -12,9 +12,9 @@ For T tokens a step, P of them labelled, a kernel of (in, out) and rank r:
     DoRA: norms                  2 in out r + ...  once a step, whatever T: see `norm_flops`
     DoRA: scaling                6 T out           c z; then g c and the sum of g y / c
 
-A product of (a, b) and (b, c) counts 2 a b c; other elementwise work, the optimizer and what
-rematerialisation repeats do not count: this is the model's own arithmetic, which a step's speed is
-measured against ("model FLOP utilisation").
+A product of (a, b) and (b, c) counts 2 a b c. Other elementwise work, the optimizer, adapters on
+embeddings and what rematerialisation repeats do not count: this is the model's own arithmetic,
+against which a step's speed is measured ("model FLOP utilisation").
 """
 
 import math
@@ -93,8 +93,10 @@ def step_cost(model: Llama, batch: int, seq: int, labels: int | None = None) -> 
             scaling += 6.0 * layers * positions * kept
         if spec.method == "dora":
             narrow = jnp.finfo(leaves["kernel"].dtype).bits < 32
-            path = cheaper_path(summed, kept, spec.rank, narrow=narrow)
-            norms += layers * norm_flops(summed, kept, spec.rank, narrow=narrow)[path]
+            way = cheaper_path(summed, kept, spec.rank, narrow=narrow)
+            # A norm that is differentiated has its product with W twice.
+            times = 1 if spec.detach_norm else 2
+            norms += times * layers * norm_flops(summed, kept, spec.rank, narrow=narrow)[way]
     width = config.num_attention_heads * config.head_dim
     return StepCost(
         kernels=kernels,

@@ -23,6 +23,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from dora_jax.spec import AdapterSpec, Init, NormAxis
@@ -344,16 +345,18 @@ def _sq_norm(over: _SumOver, kernel: Array, left: Array, right: Array, base: Arr
 
 def _sq_norm_forward(over: _SumOver, *args: Any) -> tuple[Array, tuple]:
     values = tuple(arg.value for arg in args)
-    # Residuals are arrays: what moves is told by their presence.
+    # The tree's structure tells what moves: () where it does, None where it does not.
     moves = [() if arg.perturbed else None for arg in args]
     if over.detach_kernel:
         moves[0] = None
     return _sq_norm(over, *values), (values, moves)
 
 
-def _sq_norm_backward(over: _SumOver, residuals: tuple, g: Array) -> tuple:
+def _sq_norm_backward(over: _SumOver, residuals: tuple, g: Any) -> tuple:
     """Differentiate the factored form by what moves alone: A B is not formed, nor dW unasked."""
     values, moves = residuals
+    if isinstance(g, SymbolicZero):
+        return (None,) * len(values)
     moving = [i for i, moves_too in enumerate(moves) if moves_too is not None]
 
     def of_moving(*moved: Array) -> Array:
@@ -384,10 +387,10 @@ def adapted_norm(
     """Return ||W + s A B|| per column, by its factors: A B is never formed.
 
     ||V||^2 = ||W||^2 + 2 s <W^T A, B> + s^2 <B, (A^T A) B> per column: O(in out r) operations and
-    O((in + out) r) memory. Where W and s A B nearly cancel that sum loses its digits, and such
-    kernels (only they, at run time) take the direct sum tile by tile instead; so do all kernels
-    where that is cheaper (`cheaper_path`: high ranks). The gradient is that of the factored form,
-    exact, and forms neither A B nor dW.
+    O((in + out) r) memory. Where W and s A B nearly cancel that sum loses its digits, and a stack
+    with such a column takes (at run time) the direct sum tile by tile instead; so do all kernels
+    where that is cheaper (`cheaper_path`: high ranks). The gradient is that of the factored form
+    and forms neither A B nor dW; beside a narrow kernel it is rounded to the kernel's dtype.
 
     Args:
         kernel: W (*stack, *in, *out).
@@ -411,6 +414,8 @@ def adapted_norm(
         kernel_sq_norm = column_sq_norm(
             kernel, norm_axis, in_ndim=layout.in_ndim, stack_ndim=stack_ndim
         )
+        if detach_kernel:
+            kernel_sq_norm = jax.lax.stop_gradient(kernel_sq_norm)
     else:
         kernel_sq_norm = jax.lax.stop_gradient(kernel_sq_norm)
     a = _matrix(lora_a, stack_ndim, lora_a.ndim - 1).astype(dtype)

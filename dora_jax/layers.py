@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 
 from dora_jax.decomposition import (
     PRODUCT,
@@ -212,7 +213,47 @@ def _call_with(
 
 
 def _dot(x: jax.Array, w: jax.Array, dims: tuple, precision: Any) -> jax.Array:
+    """Return the product in the sum dtype."""
+    if x.dtype == sum_dtype(x):
+        return lax.dot_general(x, w, dims, precision=precision)
+    return _narrow_dot(x, w, dims, precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _narrow_dot(x: jax.Array, w: jax.Array, dims: tuple, precision: Any) -> jax.Array:
+    """Return the product of narrow operands, summed wide.
+
+    JAX's own gradient would multiply the wide cotangent with the narrow kernel, and a backend then
+    widens the kernel; this rounds the cotangent first, as a product with a narrow result has it.
+    """
     return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=sum_dtype(x))
+
+
+def _narrow_dot_forward(x: Any, w: Any, dims: tuple, precision: Any) -> tuple:
+    # The tree's structure tells what moves: a frozen kernel's gradient is not to be computed.
+    moves = tuple(() if arg.perturbed else None for arg in (x, w))
+    return _narrow_dot(x.value, w.value, dims, precision), (x.value, w.value, moves)
+
+
+def _narrow_dot_backward(dims: tuple, precision: Any, residuals: tuple, g: Any) -> tuple:
+    *values, moves = residuals
+    moving = [i for i, moves_too in enumerate(moves) if moves_too is not None]
+    if isinstance(g, SymbolicZero):
+        return None, None
+
+    def of_moving(*moved: jax.Array) -> jax.Array:
+        args = list(values)
+        for i, value in zip(moving, moved, strict=True):
+            args[i] = value
+        left, right = args
+        return lax.dot_general(left, right, dims, precision=precision)
+
+    _, pull = jax.vjp(of_moving, *(values[i] for i in moving))
+    found = dict(zip(moving, pull(g.astype(values[0].dtype)), strict=True))
+    return found.get(0), found.get(1)
+
+
+_narrow_dot.defvjp(_narrow_dot_forward, _narrow_dot_backward, symbolic_zeros=True)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

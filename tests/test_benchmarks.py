@@ -207,7 +207,6 @@ def test_what_fails_or_has_no_time_is_recorded(monkeypatch, capsys):
 
     count = len(gpu.cases(quick=False))
     monkeypatch.setattr(gpu, "measure", fail)
-    monkeypatch.setattr(gpu, "matmul_peak", lambda dtype, rounds: 1e12)
     gpu.run_cases("toy", False, float("inf"))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["error"] for line in lines] == ["MemoryError: too large"] * count

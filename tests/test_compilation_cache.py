@@ -32,6 +32,7 @@ def test_another_folder_or_none(monkeypatch, tmp_path):
     assert enable_compilation_cache() == tmp_path / "own"
     monkeypatch.setenv(VARIABLE, "off")
     assert enable_compilation_cache() is None
+    assert jax.config.jax_compilation_cache_dir is None
 
 
 def test_what_jax_was_told_before_is_kept(tmp_path):

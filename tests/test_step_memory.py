@@ -16,6 +16,7 @@ from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.step import Batch, init_state, make_train_step
+from tests.jaxprs import equations
 
 # Sizes that no two kinds of array share: kernels are (40, 48), (40, 24), (40, 72) and (72, 40).
 CONFIG = LlamaConfig(
@@ -46,11 +47,9 @@ def small_tiles():
         yield
 
 
-@functools.cache
-def compiled(name, remat="none", layers=3):
-    config = LlamaConfig(**{**vars(CONFIG), "num_hidden_layers": layers})
-    rules = AdapterRules.preset("paper", SPECS[name])
-    model = Llama(config, rules, remat=remat)
+def step_and_arguments(model):
+    """Return a model's training step, and the shapes of its arguments."""
+    rules = model.adapters
     shapes = param_shapes(model)
     trainable, frozen = partition(shapes, trainable_mask(shapes, rules))
     tx = optax.adam(1e-3)
@@ -58,10 +57,22 @@ def compiled(name, remat="none", layers=3):
     sq_norms = jax.eval_shape(lambda t, f: kernel_sq_norms(combine(t, f), rules), trainable, frozen)
     ids = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     weights = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32)
-    batch = Batch(ids, ids, ids, weights)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = jax.jit(make_train_step(model, rules, tx), donate_argnums=0)
-    return step.lower(state, frozen, sq_norms, batch, key).compile()
+    step = make_train_step(model, rules, tx)
+    return step, (state, frozen, sq_norms, Batch(ids, ids, ids, weights), key)
+
+
+def step_jaxpr(model):
+    step, arguments = step_and_arguments(model)
+    return jax.make_jaxpr(step)(*arguments)
+
+
+@functools.cache
+def compiled(name, remat="none", layers=3):
+    config = LlamaConfig(**{**vars(CONFIG), "num_hidden_layers": layers})
+    model = Llama(config, AdapterRules.preset("paper", SPECS[name]), remat=remat)
+    step, arguments = step_and_arguments(model)
+    return jax.jit(step, donate_argnums=0).lower(*arguments).compile()
 
 
 def kernel_shaped(name, layers=3):
@@ -109,3 +120,19 @@ def test_rematerialised_steps_give_the_same_program_size_at_any_depth(remat):
 
     # Tiles of the direct norm differ a little; a layer unrolled would add a quarter.
     assert lines(9) < 1.1 * lines(3)
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "in", "magnitude"])
+def test_no_product_of_a_bfloat16_step_widens_an_operand(name):
+    rules = AdapterRules.preset("paper", SPECS[name])
+    model = Llama(CONFIG, rules, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    jaxpr = step_jaxpr(model)
+    pairs = [
+        tuple(v.aval.dtype.name for v in e.invars)
+        for e in equations(jaxpr)
+        if e.primitive.name == "dot_general"
+        # Attention's own products, of four axes, are JAX's.
+        and all(v.aval.ndim < 4 for v in e.invars)
+    ]
+    assert ("bfloat16", "bfloat16") in pairs
+    assert all(left == right for left, right in pairs), set(pairs)

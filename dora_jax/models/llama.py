@@ -213,6 +213,12 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=c.num_hidden_layers,
         )
+        allowed = get_args(AttentionKernel)
+        if self.attention not in allowed:
+            raise ValueError(
+                f"Llama.attention must be one of {', '.join(map(repr, allowed))}; got "
+                f"{self.attention!r}{nearest(self.attention, allowed)}"
+            )
         self.layers = scanned(c, dense, self.attention)
         self.norm = RMSNorm(c.rms_norm_eps, **dtypes)
         if not c.tie_word_embeddings:

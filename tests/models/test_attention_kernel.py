@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import pytest
 
 from dora_jax import compare as comparison
-from dora_jax.checkpoint.pretrained import Pretrained
 from dora_jax.errors import DoraError
 from dora_jax.models import llama
 from dora_jax.training.config import ExperimentConfig, ModelConfig
@@ -40,6 +39,7 @@ def test_cudnn_is_refused_where_it_cannot_run():
     with pytest.raises(DoraError, match=r"'cudnn' needs model\.dtype 'bfloat16'"):
         ModelConfig(attention="cudnn")
     config = ExperimentConfig(model=ModelConfig(attention="cudnn", dtype="bfloat16"))
-    pretrained = Pretrained(CONFIG, {}, None, "here", "tiny")
     with pytest.raises(DoraError, match=r"needs an NVIDIA GPU, and JAX finds 'cpu'"):
-        comparison._check_fit(config, pretrained)
+        comparison.compare(config, "the command")
+    with pytest.raises(ValueError, match=r"Llama\.attention must be one of .*did you mean 'cudnn'"):
+        llama.Llama(CONFIG, attention="cuddn").init(jax.random.key(0), jnp.zeros((1, 2), int))

@@ -93,7 +93,8 @@ def test_a_frozen_head_costs_two_products_and_one_chunk_of_logits(monkeypatch):
 
 @pytest.mark.parametrize(
     ("rows", "labels", "vocabulary", "expected"),
+    # The last: one label of every row is the least that a chunk holds.
     [(4, 256, 49152, 4), (1, 1, 49152, 1), (16, 8, 49152, 1), (10_000, 5, 50_000, 5)],
 )
-def test_chunks_hold_at_most_so_many_logits(rows, labels, vocabulary, expected):
+def test_labels_are_divided_so_that_chunks_are_small(rows, labels, vocabulary, expected):
     assert label_chunks(rows, labels, vocabulary) == expected
