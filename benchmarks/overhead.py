@@ -6,6 +6,7 @@ makes table and plot of an earlier run.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,7 @@ _RANKS = (4, 8, 16, 32, 64, 128, 256, 512)
 def measure(setting: StepSetting, base: Any, rounds: int, method: str) -> dict[str, Any]:
     """Return the row of one method with its ratios to LoRA, both timed in turn."""
     steps = [
-        build_step(StepSetting(**vars(setting) | {"method": name}), base)
-        for name in ("lora", method)
+        build_step(dataclasses.replace(setting, method=name), base) for name in ("lora", method)
     ]
     times = time_alternately([step.run for step in steps], rounds)
     lora, row = (describe(s, t, None) for s, t in zip(steps, times, strict=True))

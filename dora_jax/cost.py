@@ -17,6 +17,7 @@ embeddings and what rematerialisation repeats do not count: this is the model's 
 against which a step's speed is measured ("model FLOP utilisation").
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -43,15 +44,7 @@ class StepCost:
     @property
     def total(self) -> float:
         """All of them."""
-        return (
-            self.kernels
-            + self.kernel_gradients
-            + self.low_rank
-            + self.attention
-            + self.head
-            + self.norms
-            + self.scaling
-        )
+        return sum(dataclasses.astuple(self))
 
     @property
     def dora_overhead(self) -> float:

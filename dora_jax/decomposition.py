@@ -23,9 +23,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
+from dora_jax.perturbed import moving, pull_back
 from dora_jax.spec import AdapterSpec, Init, NormAxis
 
 # Where the factored sum is below this share of its terms it has lost accuracy to cancellation
@@ -346,8 +346,7 @@ def _sq_norm(over: _SumOver, kernel: Array, left: Array, right: Array, base: Arr
 
 def _sq_norm_forward(over: _SumOver, *args: Any) -> tuple[Array, tuple]:
     values = tuple(arg.value for arg in args)
-    # The tree's structure tells what moves: () where it does, None where it does not.
-    moves = [() if arg.perturbed else None for arg in args]
+    moves = list(moving(args))
     if over.detach_kernel:
         moves[0] = None
     return _sq_norm(over, *values), (values, moves)
@@ -356,19 +355,7 @@ def _sq_norm_forward(over: _SumOver, *args: Any) -> tuple[Array, tuple]:
 def _sq_norm_backward(over: _SumOver, residuals: tuple, g: Any) -> tuple:
     """Differentiate the factored form by what moves alone: A B is not formed, nor dW unasked."""
     values, moves = residuals
-    if isinstance(g, SymbolicZero):
-        return (None,) * len(values)
-    moving = [i for i, moves_too in enumerate(moves) if moves_too is not None]
-
-    def of_moving(*moved: Array) -> Array:
-        args = list(values)
-        for i, value in zip(moving, moved, strict=True):
-            args[i] = value
-        return _factored_sq_norm(over, *args)[0]
-
-    _, pull = jax.vjp(of_moving, *(values[i] for i in moving))
-    found = dict(zip(moving, pull(g), strict=True))
-    return tuple(found.get(i) for i in range(len(values)))
+    return pull_back(lambda *args: _factored_sq_norm(over, *args)[0], values, moves, g)
 
 
 _sq_norm.defvjp(_sq_norm_forward, _sq_norm_backward, symbolic_zeros=True)

@@ -38,6 +38,7 @@ from dora_jax.decomposition import (
     scale_features,
     sum_dtype,
 )
+from dora_jax.perturbed import moving, pull_back
 from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 
 Adapter = AdapterSpec | AdapterRules | None
@@ -230,27 +231,18 @@ def _narrow_dot(x: jax.Array, w: jax.Array, dims: tuple, precision: Any) -> jax.
 
 
 def _narrow_dot_forward(x: Any, w: Any, dims: tuple, precision: Any) -> tuple:
-    # The tree's structure tells what moves: a frozen kernel's gradient is not to be computed.
-    moves = tuple(() if arg.perturbed else None for arg in (x, w))
-    return _narrow_dot(x.value, w.value, dims, precision), (x.value, w.value, moves)
+    values = x.value, w.value
+    return _narrow_dot(*values, dims, precision), (values, moving((x, w)))
 
 
 def _narrow_dot_backward(dims: tuple, precision: Any, residuals: tuple, g: Any) -> tuple:
-    *values, moves = residuals
-    moving = [i for i, moves_too in enumerate(moves) if moves_too is not None]
-    if isinstance(g, SymbolicZero):
-        return None, None
+    values, moves = residuals
 
-    def of_moving(*moved: jax.Array) -> jax.Array:
-        args = list(values)
-        for i, value in zip(moving, moved, strict=True):
-            args[i] = value
-        left, right = args
-        return lax.dot_general(left, right, dims, precision=precision)
+    def narrow(x: jax.Array, w: jax.Array) -> jax.Array:
+        return lax.dot_general(x, w, dims, precision=precision)
 
-    _, pull = jax.vjp(of_moving, *(values[i] for i in moving))
-    found = dict(zip(moving, pull(g.astype(values[0].dtype)), strict=True))
-    return found.get(0), found.get(1)
+    g = g if isinstance(g, SymbolicZero) else g.astype(values[0].dtype)
+    return pull_back(narrow, values, moves, g)
 
 
 _narrow_dot.defvjp(_narrow_dot_forward, _narrow_dot_backward, symbolic_zeros=True)

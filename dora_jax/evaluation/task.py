@@ -174,11 +174,6 @@ def read_examples(config: DataConfig) -> Examples:
     return _world(config) if config.train is None else _files(config)
 
 
-def load_task(config: DataConfig, tokenizer: Tokenizer) -> Task:
-    """Read and encode the data that a config names; errors as the two parts'."""
-    return encode_task(read_examples(config), config, tokenizer)
-
-
 def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) -> Task:
     """Encode examples for a model.
 

@@ -199,11 +199,13 @@ class Llama(nn.Module):
         dense = {"use_bias": False, "adapter": self.adapters, **dtypes}
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size, adapter=self.adapters, **dtypes)
         block = Block
-        if self.remat not in get_args(Remat):
-            raise ValueError(
-                f"Llama.remat must be one of {', '.join(map(repr, get_args(Remat)))}; got "
-                f"{self.remat!r}{nearest(self.remat, get_args(Remat))}"
-            )
+        for name, choices in (("remat", Remat), ("attention", AttentionKernel)):
+            given, allowed = getattr(self, name), get_args(choices)
+            if given not in allowed:
+                raise ValueError(
+                    f"Llama.{name} must be one of {', '.join(map(repr, allowed))}; got "
+                    f"{given!r}{nearest(given, allowed)}"
+                )
         if self.remat != "none":
             block = nn.remat(Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
         scanned = nn.scan(
@@ -213,12 +215,6 @@ class Llama(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
             length=c.num_hidden_layers,
         )
-        allowed = get_args(AttentionKernel)
-        if self.attention not in allowed:
-            raise ValueError(
-                f"Llama.attention must be one of {', '.join(map(repr, allowed))}; got "
-                f"{self.attention!r}{nearest(self.attention, allowed)}"
-            )
         self.layers = scanned(c, dense, self.attention)
         self.norm = RMSNorm(c.rms_norm_eps, **dtypes)
         if not c.tie_word_embeddings:

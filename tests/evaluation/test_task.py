@@ -5,12 +5,16 @@ import pytest
 
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import exact_matches
-from dora_jax.evaluation.task import load_task
+from dora_jax.evaluation.task import encode_task, read_examples
 from dora_jax.generation import Sampling, generate_ids
 from dora_jax.models.llama import Llama
 from dora_jax.training.config import DataConfig, TrainConfig
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
 from tests.data.rows import random_row
+
+
+def load_task(config, tokenizer):
+    return encode_task(read_examples(config), config, tokenizer)
 
 
 def write(path, rows):
