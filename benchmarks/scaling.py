@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks.arguments import add_setting, setting_of
 from benchmarks.overhead import measure
@@ -22,16 +21,11 @@ from benchmarks.shapes import SHAPES
 from benchmarks.training_step import (
     StepSetting,
     device,
+    prepare_step,
     random_base,
-    random_batch,
     time_alternately,
 )
-from dora_jax.adapters import init_adapters, kernel_sq_norms
-from dora_jax.models.llama import param_shapes
-from dora_jax.partition import partition, trainable_mask
-from dora_jax.training.config import OptimConfig
 from dora_jax.training.sharding import replicate, split_rows
-from dora_jax.training.step import init_state, make_optimizer, make_train_step
 
 _TOKENS = ("1x128", "2x128", "4x128", "8x128")
 _RANKS = (8, 32, 128)
@@ -88,20 +82,9 @@ def step_on(
         place: puts state and frozen weights where they live.
         split: puts the rows there.
     """
-    adapted = setting.adapted()
-    rules = adapted.adapters
-    assert rules is not None
-    key = jax.random.key(0)
-    params = init_adapters(base, param_shapes(adapted), rules, key)
-    trainable, frozen = partition(params, trainable_mask(params, rules))
-    tx = make_optimizer(OptimConfig(), 1e-3, 100)
-    # The step donates its state; the base weights are shared.
-    state = place(init_state(jax.tree.map(jnp.array, trainable), tx))
-    frozen, sq_norms = place(frozen), place(kernel_sq_norms(params, rules))
-    rows = split(random_batch(setting))
-    step = jax.jit(
-        make_train_step(adapted, rules, tx, micro_batches=setting.micro_batches), donate_argnums=0
-    )
+    step, inputs = prepare_step(setting, base)
+    state, frozen, sq_norms = map(place, inputs[:3])
+    rows, key = split(inputs.rows), inputs.key
     losses: list[float] = []
 
     def run() -> None:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from dora_jax.cost import StepCost, step_cost
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.training.config import AdapterConfig, OptimConfig
-from dora_jax.training.step import Batch, init_state, make_optimizer, make_train_step
+from dora_jax.training.step import Batch, TrainState, init_state, make_optimizer, make_train_step
 
 _PRODUCTS = 4  # each round, for the peak
 METHODS = ("lora", "dora", "dora-exact", "magnitude", "full")
@@ -111,6 +111,35 @@ def random_batch(setting: StepSetting) -> Batch:
     )
 
 
+class StepInputs(NamedTuple):
+    """What a training step is called with."""
+
+    state: TrainState
+    frozen: Any
+    sq_norms: Any
+    rows: Batch
+    key: jax.Array
+
+
+def prepare_step(setting: StepSetting, base: Any) -> tuple[Any, StepInputs]:
+    """Return a setting's jitted step, which donates its state, and its first inputs."""
+    adapted = setting.adapted()
+    rules = adapted.adapters
+    assert rules is not None
+    key = jax.random.key(0)
+    params = init_adapters(base, param_shapes(adapted), rules, key)
+    trainable, frozen = partition(params, trainable_mask(params, rules))
+    # The step donates its state; the base weights are shared.
+    trainable = jax.tree.map(jnp.array, trainable)
+    tx = make_optimizer(OptimConfig(), 1e-3, 100)
+    sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(trainable, frozen))
+    step = jax.jit(
+        make_train_step(adapted, rules, tx, micro_batches=setting.micro_batches), donate_argnums=0
+    )
+    state = init_state(trainable, tx)
+    return step, StepInputs(state, frozen, sq_norms, random_batch(setting), key)
+
+
 def build_step(setting: StepSetting, base: Any = None) -> TrainingStep:
     """Compile the training step of a setting.
 
@@ -118,35 +147,21 @@ def build_step(setting: StepSetting, base: Any = None) -> TrainingStep:
         setting: what is timed.
         base: `random_base` of the setting, to share it between steps.
     """
-    adapted = setting.adapted()
-    rules = adapted.adapters
-    assert rules is not None
-    key = jax.random.key(0)
-    base = random_base(setting) if base is None else base
-    params = init_adapters(base, param_shapes(adapted), rules, key)
-    trainable, frozen = partition(params, trainable_mask(params, rules))
-    # The step donates its state; the base weights are shared.
-    trainable = jax.tree.map(jnp.array, trainable)
-    tx = make_optimizer(OptimConfig(), 1e-3, 100)
-    state = init_state(trainable, tx)
-    sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(trainable, frozen))
-    rows = random_batch(setting)
-    step = jax.jit(
-        make_train_step(adapted, rules, tx, micro_batches=setting.micro_batches), donate_argnums=0
-    )
+    step, inputs = prepare_step(setting, random_base(setting) if base is None else base)
+    state, *rest = inputs
     started = time.perf_counter()
-    compiled = step.lower(state, frozen, sq_norms, rows, key).compile()
+    compiled = step.lower(*inputs).compile()
     compile_s = time.perf_counter() - started
     memory = compiled.memory_analysis()
     box: list[Any] = [state]
 
     def run() -> None:
-        box[0], metrics = compiled(box[0], frozen, sq_norms, rows, key)
+        box[0], metrics = compiled(box[0], *rest)
         jax.block_until_ready((box[0], metrics))
 
     return TrainingStep(
         setting,
-        step_cost(adapted, setting.batch, setting.seq, setting.batch * setting.labels),
+        step_cost(setting.adapted(), setting.batch, setting.seq, setting.batch * setting.labels),
         compile_s,
         None if memory is None else int(memory.temp_size_in_bytes),
         run,
