@@ -33,6 +33,7 @@ from benchmarks.training_step import (
     time_alternately,
 )
 from dora_jax.adapters import column_norms, init_adapters, merge_params
+from dora_jax.checkpoint.hf_config import to_json
 from dora_jax.layers import NORMS
 from dora_jax.models.llama import param_shapes
 
@@ -62,11 +63,9 @@ def peft_model(setting: StepSetting, where: str) -> Any:
     import torch
     import transformers
 
-    shape = SHAPES[setting.model]
-    fields = dict(vars(shape))
-    rope = {"rope_type": "default", "rope_theta": fields.pop("rope_theta")}
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(**fields, rope_parameters=rope, use_cache=False)
+    fields = json.loads(to_json(SHAPES[setting.model], setting.dtype))
+    config = transformers.LlamaConfig.from_dict({**fields, "use_cache": False})
     with torch.device(where):
         model = transformers.LlamaForCausalLM._from_config(
             config, dtype=getattr(torch, setting.dtype)

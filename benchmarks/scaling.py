@@ -150,18 +150,23 @@ def main() -> None:
     if args.devices and jax.config.jax_num_cpu_devices < 1:
         jax.config.update("jax_num_cpu_devices", _HOST_DEVICES)
     grown: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, Any] = device()
+
+    def keep() -> None:  # after every row: a long run that is killed loses one
+        if args.out:
+            args.out.write_text(json.dumps({**found, **grown}, indent=1) + "\n")
+
     for sweep, changes in sweeps(args).items():
         grown[sweep] = []
         for fields in changes:
             setting = setting_of(args, **fields)
             grown[sweep].append(measure(setting, random_base(setting), args.steps, "dora"))
-    found: dict[str, Any] = {**device(), **grown}
+            keep()
     if args.devices:
         found["over_devices"] = over_devices(setting_of(args, method="dora"), args.steps)
-    if args.out:
-        args.out.write_text(json.dumps(found, indent=1) + "\n")
-    else:
-        print(json.dumps(found))
+        keep()
+    if not args.out:
+        print(json.dumps({**found, **grown}))
     print(table(grown))
     if args.devices and found["over_devices"]["loss_difference"] > _TOLERANCE[args.dtype]:
         raise SystemExit(f"the loss on all devices is another: {found['over_devices']['loss']}")

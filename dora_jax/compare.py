@@ -243,7 +243,7 @@ def _doubts(config: ExperimentConfig, info: AdapterInfo) -> list[str]:
 
 def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
     """Find what does not suit the model before anything is run."""
-    context = pretrained.config.max_position_embeddings
+    context = pretrained.config.context_length
     if config.data.max_length > context:
         raise DoraError(
             f"data.max_length ({config.data.max_length}) is more than the model's context of "

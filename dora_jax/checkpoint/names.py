@@ -1,4 +1,4 @@
-"""The tensors of a LLaMA-architecture model: their names in every format, in one table.
+"""The tensors of a model of the LLaMA family: their names in every format, in one table.
 
 The readers and the writers of Hugging Face folders and GGUF files all walk this table.
 """
@@ -25,7 +25,9 @@ class Tensor(NamedTuple):
         hf: name in safetensors files; `{n}` stands for the layer.
         gguf: name in GGUF files; `{n}` stands for the layer.
         shape: of one layer's array, in our layout.
-        rotary_heads: GGUF reorders the rows of this many heads for its kind of rotary embedding.
+        rotary_heads: some GGUF files reorder the rows of this many heads for their kind of rotary
+            embedding.
+        gguf_offset: what GGUF adds to the values: it stores Gemma's norms as they scale.
     """
 
     path: str
@@ -33,6 +35,7 @@ class Tensor(NamedTuple):
     gguf: str
     shape: tuple[int, ...]
     rotary_heads: int = 0
+    gguf_offset: float = 0.0
 
     @property
     def is_stacked(self) -> bool:
@@ -56,29 +59,59 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
     heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
     D, Q, K = c.hidden_size, heads * c.head_dim, kv_heads * c.head_dim
     F, V = c.intermediate_size, c.vocab_size
+    offset = float(c.unit_offset)
 
-    def layer(path: str, gguf: str, *shape: int, rotary_heads: int = 0) -> Tensor:
-        module = path.rpartition("/")[0].replace("/", ".")
-        return Tensor(
-            f"layers/{path}",
-            f"model.layers.{{n}}.{module}.weight",
-            f"blk.{{n}}.{gguf}.weight",
-            shape,
-            rotary_heads,
-        )
+    def norm(module: str, gguf: str, size: int = D) -> list[Tensor]:
+        hf = f"model.layers.{{n}}.{module.replace('/', '.')}.weight"
+        name = f"blk.{{n}}.{gguf}.weight"
+        return [Tensor(f"layers/{module}/scale", hf, name, (size,), gguf_offset=offset)]
 
+    def dense(
+        module: str, gguf: str, *shape: int, bias: bool = False, rotary_heads: int = 0
+    ) -> list[Tensor]:
+        ours, hf = f"layers/{module}", f"model.layers.{{n}}.{module.replace('/', '.')}"
+        gguf = f"blk.{{n}}.{gguf}"
+        rows = [Tensor(f"{ours}/kernel", f"{hf}.weight", f"{gguf}.weight", shape, rotary_heads)]
+        if bias:
+            b = Tensor(f"{ours}/bias", f"{hf}.bias", f"{gguf}.bias", shape[1:], rotary_heads)
+            rows.append(b)
+        return rows
+
+    if c.fused_projections:
+        qkv = dense("self_attn/qkv_proj", "attn_qkv", D, Q + 2 * K, bias=c.qkv_bias)
+        gate_up = dense("mlp/gate_up_proj", "ffn_up", D, 2 * F, bias=c.mlp_bias)
+    else:
+        qkv = [
+            *dense("self_attn/q_proj", "attn_q", D, Q, bias=c.qkv_bias, rotary_heads=heads),
+            *dense("self_attn/k_proj", "attn_k", D, K, bias=c.qkv_bias, rotary_heads=kv_heads),
+            *dense("self_attn/v_proj", "attn_v", D, K, bias=c.qkv_bias),
+        ]
+        gate_up = [
+            *dense("mlp/gate_proj", "ffn_gate", D, F, bias=c.mlp_bias),
+            *dense("mlp/up_proj", "ffn_up", D, F, bias=c.mlp_bias),
+        ]
+    if c.sandwich_norms:
+        inner_norms = [
+            *norm("post_attention_layernorm", "post_attention_norm"),
+            *norm("pre_feedforward_layernorm", "ffn_norm"),
+            *norm("post_feedforward_layernorm", "post_ffw_norm"),
+        ]
+    else:
+        inner_norms = norm("post_attention_layernorm", "ffn_norm")
+    head_norms = [
+        *norm("self_attn/q_norm", "attn_q_norm", c.head_dim),
+        *norm("self_attn/k_norm", "attn_k_norm", c.head_dim),
+    ]
     table = [
         Tensor("embed_tokens/embedding", "model.embed_tokens.weight", "token_embd.weight", (V, D)),
-        layer("input_layernorm/scale", "attn_norm", D),
-        layer("self_attn/q_proj/kernel", "attn_q", D, Q, rotary_heads=heads),
-        layer("self_attn/k_proj/kernel", "attn_k", D, K, rotary_heads=kv_heads),
-        layer("self_attn/v_proj/kernel", "attn_v", D, K),
-        layer("self_attn/o_proj/kernel", "attn_output", Q, D),
-        layer("post_attention_layernorm/scale", "ffn_norm", D),
-        layer("mlp/gate_proj/kernel", "ffn_gate", D, F),
-        layer("mlp/up_proj/kernel", "ffn_up", D, F),
-        layer("mlp/down_proj/kernel", "ffn_down", F, D),
-        Tensor("norm/scale", "model.norm.weight", "output_norm.weight", (D,)),
+        *norm("input_layernorm", "attn_norm"),
+        *qkv,
+        *(head_norms if c.qk_norm else []),
+        *dense("self_attn/o_proj", "attn_output", Q, D, bias=c.o_bias),
+        *inner_norms,
+        *gate_up,
+        *dense("mlp/down_proj", "ffn_down", F, D, bias=c.mlp_bias),
+        Tensor("norm/scale", "model.norm.weight", "output_norm.weight", (D,), gguf_offset=offset),
     ]
     if not c.tie_word_embeddings:
         table.append(Tensor("lm_head/kernel", "lm_head.weight", "output.weight", (D, V)))

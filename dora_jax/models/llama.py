@@ -1,28 +1,44 @@
-"""The LLaMA architecture, top to bottom: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+"""Decoders of the LLaMA family, top to bottom: norms, attention, gated MLP, tied or separate head.
 
-Layers are stacked on a leading axis and scanned, so compile time does not grow with depth; every
-projection is one of our layers, so rules decide what is tuned. Module names are Hugging Face's:
+One model, driven by `LlamaConfig`, is LLaMA, Mistral, Qwen, Gemma, Phi-3 and SmolLM: they differ in
+which projections have biases, which norms stand where, and what a layer sees. Layers are stacked
+on a leading axis and scanned, so compile time does not grow with depth; every projection is one of
+our layers, so rules decide what is tuned. Module names are Hugging Face's:
 `layers/self_attn/q_proj`, `layers/mlp/down_proj`, and so on.
 
 Letters in names: B batch, L query length, S key length, D hidden size, H heads, K key-value heads,
 F head size, V vocabulary, N layers.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from dora_jax.decomposition import PRODUCT
 from dora_jax.layers import LOW_RANK, NORMS, Dense, Embed
+from dora_jax.models.attention import (
+    SHARED,
+    AttentionKernel,
+    Cache,
+    Places,
+    attend,
+    attend_slots,
+    empty_cache,
+    visible,
+    write_places,
+    write_slots,
+)
 from dora_jax.models.config import LlamaConfig
+from dora_jax.models.rotary import rotate, rotations
 from dora_jax.spec import AdapterRules, nearest
 
 Remat = Literal["none", "dots", "full"]
-AttentionKernel = Literal["xla", "cudnn"]
 
 _REMAT_POLICIES = {
     # Keep the results of products with a weight and of attention, recompute the cheap rest.
@@ -33,58 +49,54 @@ _REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far.
-
-    Attributes:
-        key: (N, B, S, K, F); slots beyond `length` are unused.
-        value: (N, B, S, K, F).
-        length: number of filled slots, the same for all rows (shorter prompts are padded left).
-    """
-
-    key: Array
-    value: Array
-    length: Array
+_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 def init_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
-    """Return an empty cache for `batch` rows of at most `slots` tokens."""
-    shape = (
-        config.num_hidden_layers,
-        batch,
-        slots,
-        config.num_key_value_heads,
-        config.head_dim,
-    )
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((), jnp.int32))
+    """Return an empty cache for `batch` rows of at most `slots` tokens.
+
+    Where every layer has a window, as many slots as its size (and as the longest prompt) are
+    enough, however long the text gets.
+    """
+    c = config
+    return empty_cache(c.num_hidden_layers, batch, c.num_key_value_heads, slots, c.head_dim, dtype)
 
 
-def rotary_angles(positions_BL: Int[Array, "b l"], config: LlamaConfig) -> Float[Array, "b l f"]:
-    """Return the rotation angle of each position and pair of features, (B, L, F / 2), float32."""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    return positions_BL[..., None].astype(jnp.float32) * frequencies
+class Seen(NamedTuple):
+    """What a layer needs to know of the tokens, for each kind of layer on a leading axis.
 
+    Attributes:
+        rotations: (kinds, 2, B, L, f).
+        visible: (kinds, B, L, S), or None for plain causal attention.
+        cache_length: of the cache before these tokens, or None without a cache.
+    """
 
-def rotate(x_BLHF: Array, angles_BLf: Array) -> Array:
-    """Rotate feature pairs (i, i + F / 2) by the angles: Hugging Face's convention of RoPE."""
-    cos, sin = jnp.cos(angles_BLf)[:, :, None], jnp.sin(angles_BLf)[:, :, None]
-    first, second = jnp.split(x_BLHF.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BLHF.dtype)
+    rotations: Array
+    visible: Array | None
+    cache_length: Array | None
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale, computed in float32."""
+    """Root-mean-square norm with a learned scale, computed in float32.
+
+    With `unit_offset` the scale is 1 + the parameter, as Gemma stores it.
+    """
 
     epsilon: float
+    unit_offset: bool = False
     dtype: Any = jnp.float32
     param_dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        init = nn.initializers.zeros if self.unit_offset else nn.initializers.ones
+        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        if self.unit_offset:
+            scale = 1.0 + scale.astype(jnp.float32)
         wide = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         return (wide * jax.lax.rsqrt(mean_square + self.epsilon) * scale).astype(self.dtype)
@@ -95,44 +107,50 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     dense: dict[str, Any]
+    norm: dict[str, Any]
     kernel: AttentionKernel
 
     @nn.compact
     def __call__(
-        self,
-        x_BLD: Array,
-        angles_BLf: Array,
-        mask_BLS: Array | None,
-        cache: tuple[Array, Array] | None,
-        cache_length: Array | None,
+        self, x_BLD: Array, seen: Seen, kind: Array | None, cache: tuple[Array, Array] | None
     ) -> tuple[Array, tuple[Array, Array] | None]:
         c = self.config
         H, K, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         B, L, _ = x_BLD.shape
-        q = Dense(H * F, name="q_proj", **self.dense)(x_BLD).reshape(B, L, H, F)
-        k = Dense(K * F, name="k_proj", **self.dense)(x_BLD).reshape(B, L, K, F)
-        v = Dense(K * F, name="v_proj", **self.dense)(x_BLD).reshape(B, L, K, F)
-        q, k = rotate(q, angles_BLf), rotate(k, angles_BLf)
-        if cache is not None:
-            start: Any = (0, cache_length, 0, 0)
-            k = jax.lax.dynamic_update_slice(cache[0], k.astype(cache[0].dtype), start)
-            v = jax.lax.dynamic_update_slice(cache[1], v.astype(cache[1].dtype), start)
-            cache = (k, v)
-        mask = None if mask_BLS is None else mask_BLS[:, None]
-        y = jax.nn.dot_product_attention(
-            q,
-            k.astype(q.dtype),
-            v.astype(q.dtype),
-            mask=mask,
-            is_causal=mask is None,
-            implementation=self.kernel if mask is None else "xla",
-        )
+        if c.fused_projections:
+            fused = Dense((H + 2 * K) * F, use_bias=c.qkv_bias, name="qkv_proj", **self.dense)
+            q, k, v = jnp.split(fused(x_BLD), [H * F, (H + K) * F], axis=-1)
+        else:
+            q, k, v = (
+                Dense(heads * F, use_bias=c.qkv_bias, name=f"{name}_proj", **self.dense)(x_BLD)
+                for name, heads in (("q", H), ("k", K), ("v", K))
+            )
+        q, k, v = q.reshape(B, L, H, F), k.reshape(B, L, K, F), v.reshape(B, L, K, F)
+        if c.qk_norm:
+            q, k = RMSNorm(name="q_norm", **self.norm)(q), RMSNorm(name="k_norm", **self.norm)(k)
+        index = 0 if kind is None else kind
+        q, k = rotate(q, seen.rotations[index]), rotate(k, seen.rotations[index])
+        visible_BLS = None if seen.visible is None else seen.visible[index]
+        options: dict[str, Any] = {"scale": c.attention_scale, "softcap": c.attn_logit_softcapping}
+        if cache is None:
+            # Without a mask there is one kind of layer alone.
+            window = c.layer_kinds()[0][0].window
+            y = attend(q, k, v, visible_BLS, window=window, kernel=self.kernel, **options)
+        else:
+            assert visible_BLS is not None
+            assert seen.cache_length is not None
+            key, value = (
+                write_slots(old, new, seen.cache_length)
+                for old, new in zip(cache, (k, v), strict=True)
+            )
+            cache = (key, value)
+            y = attend_slots(q, key.astype(q.dtype), value.astype(q.dtype), visible_BLS, **options)
         y = checkpoint_name(y.reshape(B, L, H * F), PRODUCT)
-        return Dense(c.hidden_size, name="o_proj", **self.dense)(y), cache
+        return Dense(c.hidden_size, use_bias=c.o_bias, name="o_proj", **self.dense)(y), cache
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """Gated MLP: down(act(gate(x)) * up(x))."""
 
     config: LlamaConfig
     dense: dict[str, Any]
@@ -140,9 +158,15 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: Array) -> Array:
         c = self.config
-        gate = Dense(c.intermediate_size, name="gate_proj", **self.dense)(x_BLD)
-        up = Dense(c.intermediate_size, name="up_proj", **self.dense)(x_BLD)
-        return Dense(c.hidden_size, name="down_proj", **self.dense)(jax.nn.silu(gate) * up)
+        dense = {"use_bias": c.mlp_bias, **self.dense}
+        if c.fused_projections:
+            fused = Dense(2 * c.intermediate_size, name="gate_up_proj", **dense)(x_BLD)
+            gate, up = jnp.split(fused, 2, axis=-1)
+        else:
+            gate = Dense(c.intermediate_size, name="gate_proj", **dense)(x_BLD)
+            up = Dense(c.intermediate_size, name="up_proj", **dense)(x_BLD)
+        activated = _ACTIVATIONS[c.hidden_act](gate) * up
+        return Dense(c.hidden_size, name="down_proj", **dense)(activated)
 
 
 class Block(nn.Module):
@@ -150,26 +174,27 @@ class Block(nn.Module):
 
     config: LlamaConfig
     dense: dict[str, Any]
+    norm: dict[str, Any]
     attention: AttentionKernel
 
     @nn.compact
     def __call__(
-        self,
-        x_BLD: Array,
-        angles_BLf: Array,
-        mask_BLS: Array | None,
-        cache: tuple[Array, Array] | None,
-        cache_length: Array | None,
+        self, x_BLD: Array, seen: Seen, kind: Array | None, cache: tuple[Array, Array] | None
     ) -> tuple[Array, tuple[Array, Array] | None]:
-        dtypes = {"dtype": self.dense["dtype"], "param_dtype": self.dense["param_dtype"]}
-        epsilon = self.config.rms_norm_eps
-        h = RMSNorm(epsilon, name="input_layernorm", **dtypes)(x_BLD)
-        attended, cache = Attention(self.config, self.dense, self.attention, name="self_attn")(
-            h, angles_BLf, mask_BLS, cache, cache_length
-        )
+        def norm(name: str, h: Array) -> Array:
+            return RMSNorm(name=name, **self.norm)(h)
+
+        sandwich = self.config.sandwich_norms
+        attention = Attention(self.config, self.dense, self.norm, self.attention, name="self_attn")
+        attended, cache = attention(norm("input_layernorm", x_BLD), seen, kind, cache)
+        if sandwich:
+            attended = norm("post_attention_layernorm", attended)
         x_BLD = x_BLD + attended
-        h = RMSNorm(epsilon, name="post_attention_layernorm", **dtypes)(x_BLD)
-        return x_BLD + MLP(self.config, self.dense, name="mlp")(h), cache
+        before_mlp = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
+        h = MLP(self.config, self.dense, name="mlp")(norm(before_mlp, x_BLD))
+        if sandwich:
+            h = norm("post_feedforward_layernorm", h)
+        return x_BLD + h, cache
 
 
 class Llama(nn.Module):
@@ -183,7 +208,7 @@ class Llama(nn.Module):
         remat: what the backward pass recomputes: `none`, `dots` (all but products with weights)
             or `full` (everything but each layer's input).
         attention: how plain causal attention is computed: `xla`, or `cudnn`, the flash kernel of
-            NVIDIA GPUs, for bfloat16. Under a mask it is `xla` in any case.
+            NVIDIA GPUs, for bfloat16. With segments, positions or a cache it is `xla`.
     """
 
     config: LlamaConfig
@@ -196,7 +221,8 @@ class Llama(nn.Module):
     def setup(self) -> None:
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        dense = {"use_bias": False, "adapter": self.adapters, **dtypes}
+        dense = {"adapter": self.adapters, **dtypes}
+        norm = {"epsilon": c.rms_norm_eps, "unit_offset": c.unit_offset, **dtypes}
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size, adapter=self.adapters, **dtypes)
         block = Block
         for name, choices in (("remat", Remat), ("attention", AttentionKernel)):
@@ -208,17 +234,21 @@ class Llama(nn.Module):
                 )
         if self.remat != "none":
             block = nn.remat(Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
+        kinds, indices = c.layer_kinds()
         scanned = nn.scan(
             block,
             variable_axes={"params": 0, NORMS: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+            in_axes=(nn.broadcast, 0, 0),
             length=c.num_hidden_layers,
         )
-        self.layers = scanned(c, dense, self.attention)
-        self.norm = RMSNorm(c.rms_norm_eps, **dtypes)
+        self.kinds = kinds
+        # An index that is known needs no gather of masks and rotations in each layer.
+        self.kind_of_layer = None if len(kinds) == 1 else jnp.array(indices)
+        self.layers = scanned(c, dense, norm, self.attention)
+        self.norm = RMSNorm(**norm)
         if not c.tie_word_embeddings:
-            self.lm_head = Dense(c.vocab_size, **dense)
+            self.lm_head = Dense(c.vocab_size, use_bias=False, **dense)
 
     @property
     def vocabulary(self) -> int:
@@ -234,58 +264,76 @@ class Llama(nn.Module):
         self,
         tokens_BL: Int[Array, "b l"],
         positions_BL: Int[Array, "b l"] | None = None,
-        mask_BLS: Bool[Array, "b l s"] | None = None,
+        segments_BL: Int[Array, "b l"] | None = None,
         cache: Cache | None = None,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         """Run the trunk.
 
         Args:
             tokens_BL: token ids.
-            positions_BL: for RoPE; by default 0, 1, 2, ..., or on from the cache's length.
-            mask_BLS: True where the query may see the key, causality included; plain causal by
-                default, which is all that right-padded rows need. With a cache, S is the number of
-                its slots.
-            cache: keys and values so far; the new ones are written after them, and must fit.
+            positions_BL: within their sequence; by default 0, 1, 2, ..., or on from the cache's
+                length.
+            segments_BL: tokens see the earlier ones of their own segment and of segment 0, a
+                prefix that all share; -1 is padding. By default one sequence a row, which is all
+                that right-padded rows need.
+            cache: keys and values so far; the new ones are written after them, and must fit: at
+                once, when they are more than one.
 
         Returns:
             The normalised hidden states (B, L, D), and the cache with these tokens in it.
         """
+        c = self.config
+        is_plain = segments_BL is None and cache is None and positions_BL is None
         if positions_BL is None:
             first = 0 if cache is None else cache.length
             positions_BL = jnp.broadcast_to(first + jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
-        if cache is not None and mask_BLS is None:
-            slots = jnp.arange(cache.key.shape[2])
-            last_seen_L = cache.length + jnp.arange(tokens_BL.shape[1])
-            mask_BLS = (slots <= last_seen_L[:, None])[None]
-        x_BLD = self.embed_tokens(tokens_BL)
-        layers_cache = None if cache is None else (cache.key, cache.value)
-        filled: Any
-        x_BLD, filled = self.layers(
-            x_BLD,
-            rotary_angles(positions_BL, self.config),
-            mask_BLS,
-            layers_cache,
+        if segments_BL is None:
+            segments_BL = jnp.full_like(tokens_BL, SHARED)
+        places = Places(positions_BL, segments_BL)
+        if cache is not None:
+            cache = write_places(cache, places)
+        visible_KBLS = None
+        if not is_plain or len(self.kinds) > 1:
+            keys = places if cache is None else cache.places
+            visible_KBLS = jnp.stack([visible(places, keys, kind.window) for kind in self.kinds])
+        seen = Seen(
+            jnp.stack(
+                [
+                    rotations(kind.rope, positions_BL, c.rotary_dim, c.max_position_embeddings)
+                    for kind in self.kinds
+                ]
+            ),
+            visible_KBLS,
             None if cache is None else cache.length,
         )
+        x_BLD = self.embed_tokens(tokens_BL)
+        if c.scale_embeddings:
+            x_BLD = x_BLD * jnp.asarray(c.hidden_size**0.5, x_BLD.dtype)
+        layers_cache = None if cache is None else (cache.key, cache.value)
+        filled: Any
+        x_BLD, filled = self.layers(x_BLD, seen, self.kind_of_layer, layers_cache)
         if cache is not None:
             key, value = filled
-            cache = Cache(key, value, cache.length + tokens_BL.shape[1])
+            cache = Cache(key, value, cache.places, cache.length + tokens_BL.shape[1])
         return self.norm(x_BLD), cache
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Return the logits of hidden states, float32."""
-        if self.config.tie_word_embeddings:
-            return self.embed_tokens.attend(hidden).astype(jnp.float32)
-        return self.lm_head(hidden).astype(jnp.float32)
+        c = self.config
+        product = self.embed_tokens.attend if c.tie_word_embeddings else self.lm_head
+        logits = product(hidden).astype(jnp.float32)
+        if c.final_logit_softcapping is not None:
+            logits = c.final_logit_softcapping * jnp.tanh(logits / c.final_logit_softcapping)
+        return logits
 
     def __call__(
         self,
         tokens_BL: Int[Array, "b l"],
         positions_BL: Int[Array, "b l"] | None = None,
-        mask_BLS: Bool[Array, "b l s"] | None = None,
+        segments_BL: Int[Array, "b l"] | None = None,
     ) -> Float[Array, "b l v"]:
         """Return the logits (B, L, V), float32; arguments as `hidden_states`."""
-        return self.head(self.hidden_states(tokens_BL, positions_BL, mask_BLS)[0])
+        return self.head(self.hidden_states(tokens_BL, positions_BL, segments_BL)[0])
 
 
 def param_shapes(model: Llama) -> Any:

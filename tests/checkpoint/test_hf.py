@@ -10,6 +10,7 @@ import safetensors.numpy
 from dora_jax.checkpoint import files
 from dora_jax.checkpoint.hf import missing_files, read_hf_folder, write_hf_folder
 from dora_jax.errors import DoraError
+from dora_jax.models.rotary import Rotary
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
 
 
@@ -170,15 +171,26 @@ def test_rotary_frequencies_of_old_files_are_ignored(folder):
                 "rope_theta": None,
                 "rope_parameters": {"rope_theta": 777.0, "rope_type": "default"},
             },
-            "rope_theta",
-            777.0,
+            "rope",
+            Rotary(777.0),
         ),
-        ({"rope_theta": None}, "rope_theta", 10000.0),
-        ({"rope_scaling": {"type": "default"}}, "rope_theta", 5000.0),
+        ({"rope_theta": None}, "rope", Rotary(10000.0)),
+        ({"rope_scaling": {"type": "default"}}, "rope", Rotary(5000.0)),
+        # As transformers 4 writes it.
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2}},
+            "rope",
+            Rotary(5000.0, "dynamic", factor=2.0),
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "original_max_position_embeddings": 32}},
+            "rope",
+            Rotary(5000.0, "yarn", factor=4.0, original_max_position_embeddings=32),
+        ),
         ({"rms_norm_eps": None}, "rms_norm_eps", 1e-6),
         ({"max_position_embeddings": None}, "max_position_embeddings", 2048),
-        ({"eos_token_id": [7, 8]}, "eos_token_id", 7),
-        ({"eos_token_id": []}, "eos_token_id", None),
+        ({"eos_token_id": [7, 8]}, "eos_token_id", (7, 8)),
+        ({"eos_token_id": []}, "eos_token_id", ()),
         ({"bos_token_id": 0}, "bos_token_id", 0),
         ({"bos_token_id": None}, "bos_token_id", 1),
         ({"architectures": None}, "hidden_size", 96),
@@ -207,14 +219,18 @@ def test_an_untied_head_is_the_default(folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["MistralForCausalLM"]}, "MistralForCausalLM; supported: LlamaForCau"),
+        ({"architectures": ["BertModel"]}, "BertModel; supported: LlamaForCausalLM, MistralForCau"),
         ({"architectures": None, "model_type": "gpt2"}, "model_type 'gpt2'; supported: Llama"),
         ({"hidden_size": None, "vocab_size": None}, "lacks vocab_size, hidden_size"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, 'rope_scaling is of type "llama3"'),
-        ({"rope_scaling": {"type": "linear"}}, 'rope_scaling is of type "linear"'),
-        ({"rope_parameters": {"rope_type": "yarn"}}, 'rope_parameters is of type "yarn"'),
-        ({"hidden_act": "gelu", "mlp_bias": True}, 'act is "gelu".*; mlp_bias is true, supported'),
-        ({"attention_bias": True}, "attention_bias is true, supported: false"),
+        ({"rope_scaling": {"rope_type": "llama3"}}, "type llama3 need factor, low_freq_factor"),
+        ({"rope_scaling": {"type": "linear"}}, "positions of type linear need factor"),
+        ({"rope_scaling": {"type": "linaer", "factor": 2}}, "rope_type is 'linaer'.*mean 'linear'"),
+        ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor must be at least 1, got 0.5"),
+        ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "supported: mrope_section"),
+        ({"partial_rotary_factor": 0.1}, "rotates 3 of 32 features; their number must be even"),
+        ({"hidden_act": "gelu_tanh"}, "hidden_act must be one of silu, .*; got 'gelu_tanh'"),
+        ({"mlp_bias": True}, r"missing: model\.layers\.0\.mlp\.gate_proj\.bias"),
+        ({"attention_bias": True}, r"missing: model\.layers\.0\.self_attn\.q_proj\.bias"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is"),
         ({"num_key_value_heads": 3}, "must be a multiple of"),
         ({"num_attention_heads": 0}, "config.json"),

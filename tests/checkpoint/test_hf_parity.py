@@ -38,7 +38,7 @@ def test_transformers_loads_what_we_write(tmp_path, transformers, max_shard_byte
     model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     np.testing.assert_allclose(theirs(model), ours(CONFIG, params), atol=1e-5)
-    assert model.config.rope_parameters["rope_theta"] == CONFIG.rope_theta
+    assert model.config.rope_parameters["rope_theta"] == CONFIG.rope.rope_theta
     assert model.config.rms_norm_eps == CONFIG.rms_norm_eps
     assert model.config.tie_word_embeddings is True
     assert model.config.max_position_embeddings == CONFIG.max_position_embeddings
@@ -74,6 +74,6 @@ def test_we_load_what_transformers_writes(tmp_path, transformers, tied):
     # This is the spelling that version 4 does not know.
     assert "rope_theta" not in json.loads((tmp_path / "config.json").read_text())
     read, params, _ = read_hf_folder(tmp_path)
-    assert (read.rope_theta, read.rms_norm_eps, read.head_dim) == (321.0, 1e-3, 16)
+    assert (read.rope.rope_theta, read.rms_norm_eps, read.head_dim) == (321.0, 1e-3, 16)
     assert read.tie_word_embeddings is tied
     np.testing.assert_allclose(ours(read, params), theirs(model), atol=1e-5)

@@ -9,6 +9,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.models.config import LlamaConfig
+from dora_jax.models.rotary import Rotary
 
 TEMPLATE = (
     "{% for message in messages %}\n"
@@ -35,7 +36,7 @@ CONFIG = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=32,
-    rope_theta=5000.0,
+    rope=Rotary(rope_theta=5000.0),
     rms_norm_eps=2e-5,
     max_position_embeddings=128,
     tie_word_embeddings=True,
@@ -179,7 +180,7 @@ def write_gguf(
         "llama.attention.head_count_kv": config.num_key_value_heads,
         "llama.attention.key_length": config.head_dim,
         "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": config.rope_theta,
+        "llama.rope.freq_base": config.rope.rope_theta,
         "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         **gguf_metadata(),
         **(metadata or {}),

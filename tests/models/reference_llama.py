@@ -49,8 +49,8 @@ def logits(params, config, tokens):
         heads = []
         for j in range(config.num_attention_heads):
             own, shared = slice(j * F, (j + 1) * F), slice(j // group * F, (j // group + 1) * F)
-            q = _rotate(h @ kernel["q_proj"][:, own], positions, config.rope_theta)
-            k = _rotate(h @ kernel["k_proj"][:, shared], positions, config.rope_theta)
+            q = _rotate(h @ kernel["q_proj"][:, own], positions, config.rope.rope_theta)
+            k = _rotate(h @ kernel["k_proj"][:, shared], positions, config.rope.rope_theta)
             heads.append(_attend(q, k, h @ kernel["v_proj"][:, shared]))
         x = x + np.concatenate(heads, axis=-1) @ kernel["o_proj"]
         h = _norm(x, wide(layers["post_attention_layernorm"]["scale"][n]), config.rms_norm_eps)

@@ -22,7 +22,7 @@ def kernels(monkeypatch):
     return asked
 
 
-def test_plain_causal_attention_takes_the_chosen_kernel_and_masks_take_xla(kernels):
+def test_plain_causal_attention_takes_the_chosen_kernel_and_segments_take_xla(kernels):
     model = llama.Llama(CONFIG, attention="cudnn")
     tokens = jnp.zeros((1, 4), jnp.int32)
     params = llama.Llama(CONFIG).init(jax.random.key(0), tokens)
@@ -31,7 +31,7 @@ def test_plain_causal_attention_takes_the_chosen_kernel_and_masks_take_xla(kerne
     model.apply(params, tokens)
     assert set(kernels) == {"cudnn"}
     kernels.clear()
-    model.apply(params, tokens, None, jnp.ones((1, 4, 4), bool))
+    model.apply(params, tokens, None, jnp.ones((1, 4), int))
     assert set(kernels) == {"xla"}
 
 

@@ -9,6 +9,7 @@ import pytest
 from dora_jax.adapters import column_norms, merge_params
 from dora_jax.models.config import LlamaConfig
 from dora_jax.models.llama import Llama, init_cache
+from dora_jax.models.rotary import Rotary
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.spec import AdapterRules
 from tests import small_net, tiny
@@ -27,7 +28,7 @@ UNTIED = LlamaConfig(
     num_attention_heads=6,
     num_key_value_heads=3,
     head_dim=10,
-    rope_theta=1000.0,
+    rope=Rotary(rope_theta=1000.0),
     rms_norm_eps=1e-3,
     tie_word_embeddings=False,
     max_position_embeddings=64,
@@ -116,7 +117,7 @@ def test_the_program_does_not_grow_with_depth(method):
     assert found[0][0] > 100
 
 
-def test_left_padding_with_positions_and_a_mask_changes_nothing():
+def test_left_padding_with_positions_and_segments_changes_nothing():
     tokens = tokens_of(UNTIED)
     plain = logits("untied", tokens)
     padding = 5
@@ -125,16 +126,15 @@ def test_left_padding_with_positions_and_a_mask_changes_nothing():
     positions = jnp.broadcast_to(
         jnp.maximum(jnp.arange(padded.shape[1]) - padding, 0), padded.shape
     )
-    causal = jnp.tril(jnp.ones((padded.shape[1],) * 2, bool))
-    mask = jnp.broadcast_to((causal & real)[None], (2, *causal.shape))
-    found = logits("untied", padded, positions, mask)
+    segments = jnp.broadcast_to(jnp.where(real, 0, -1), padded.shape)
+    found = logits("untied", padded, positions, segments)
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found[:, padding:], plain, rtol=1e-4, atol=1e-5)
-    unmasked = logits("untied", padded, positions)
+    unmasked = logits("untied", padded)
     assert np.abs(unmasked[:, padding:] - plain).max() > 0.1
 
 
-def test_right_padding_needs_no_mask():
+def test_right_padding_needs_no_segments():
     tokens = tokens_of(UNTIED)
     padded = jnp.pad(tokens, ((0, 0), (0, 4)), constant_values=7)
     np.testing.assert_allclose(
@@ -151,9 +151,9 @@ def test_positions_are_relative():
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def with_cache(model, params, tokens, cache, positions=None, mask=None):
+def with_cache(model, params, tokens, cache, positions=None, segments=None):
     hidden, cache = model.apply(
-        {"params": params}, tokens, positions, mask, cache, method="hidden_states"
+        {"params": params}, tokens, positions, segments, cache, method="hidden_states"
     )
     return model.apply({"params": params}, hidden, method="head"), cache
 
@@ -161,25 +161,25 @@ def with_cache(model, params, tokens, cache, positions=None, mask=None):
 @pytest.mark.parametrize("parts", [(11,), (6, 1, 1, 3)])
 @pytest.mark.parametrize("explicit", [False, True])
 def test_decoding_with_a_cache_equals_the_full_forward(parts, explicit):
-    """In any parts, and with the default mask and positions as with those written out."""
+    """In any parts, and with the default segments and positions as with those written out."""
     tokens = tokens_of(UNTIED)
     model, slots = Llama(UNTIED), 14
     cache, found, start = init_cache(UNTIED, 2, slots), [], 0
     for length in parts:
-        positions = mask = None
+        positions = segments = None
         if explicit:
             own = start + jnp.arange(length)
             positions = jnp.broadcast_to(own, (2, length))
-            mask = jnp.broadcast_to(jnp.arange(slots) <= own[:, None], (2, length, slots))
+            segments = jnp.zeros((2, length), jnp.int32)
         part = tokens[:, start : start + length]
-        out, cache = with_cache(model, weights("untied"), part, cache, positions, mask)
+        out, cache = with_cache(model, weights("untied"), part, cache, positions, segments)
         found.append(out)
         start += length
         assert int(cache.length) == start
     found = np.concatenate(found, axis=1)
-    np.testing.assert_allclose(found, logits("untied", tokens), rtol=1e-4, atol=1e-5)
-    assert not np.any(cache.key[:, :, 11:])
-    assert cache.value.shape == (3, 2, slots, 3, 10)
+    np.testing.assert_allclose(found, logits("untied", tokens), rtol=1e-4, atol=1e-4)
+    assert not np.any(cache.key[:, :, :, 11:])
+    assert cache.value.shape == (3, 2, 3, slots, 10)
 
 
 def tuned(rules, config=tiny.CONFIG, **fields):

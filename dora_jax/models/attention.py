@@ -1,0 +1,165 @@
+"""Attention: which keys a query sees, the cache of keys and values, and the sum over values.
+
+Letters as in `llama.py`: B batch, L query length, S key length or slots, H heads, K key-value
+heads, F head size, N layers.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+AttentionKernel = Literal["xla", "cudnn"]
+
+SHARED = 0  # the segment of a prefix, which every segment sees
+PADDING = -1  # the segment of padding, seen by padding alone
+_EMPTY = -2  # of a cache's slots that hold nothing
+
+
+class Places(NamedTuple):
+    """Where tokens stand: who sees whom follows from it.
+
+    Attributes:
+        positions: (B, L) within their sequence, for rotations, windows and causality.
+        segments: (B, L): tokens see those of their own segment and of segment 0, a shared prefix;
+            -1 is padding. Sequences packed into one row are numbered from 1.
+    """
+
+    positions: Array
+    segments: Array
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far.
+
+    Attributes:
+        key: (N, B, K, S, F).
+        value: (N, B, K, S, F).
+        places: (B, S) of the tokens in the slots.
+        length: number of tokens written so far, the same for all rows (shorter prompts are padded
+            left); the next goes to slot length % S, over the oldest when all are full.
+    """
+
+    key: Array
+    value: Array
+    places: Places
+    length: Array
+
+    @property
+    def slots(self) -> int:
+        """The number of tokens that it holds."""
+        return self.key.shape[3]
+
+
+def empty_cache(
+    layers: int, batch: int, kv_heads: int, slots: int, head_dim: int, dtype: Any
+) -> Cache:
+    """Return a cache that holds nothing."""
+    shape = (layers, batch, kv_heads, slots, head_dim)
+    places = Places(
+        jnp.zeros((batch, slots), jnp.int32), jnp.full((batch, slots), _EMPTY, jnp.int32)
+    )
+    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, jnp.int32(0))
+
+
+def write_places(cache: Cache, new: Places) -> Cache:
+    """Return the cache with the places of new tokens in it, and its length still the old one."""
+    start = (0, cache.length % cache.slots)
+    return cache._replace(
+        places=jax.tree.map(
+            lambda old, x: jax.lax.dynamic_update_slice(old, x, start), cache.places, new
+        )
+    )
+
+
+def write_slots(
+    old_BKSF: Array, new_BLKF: Array, cache_length: Int[Array, ""]
+) -> Float[Array, "b k s f"]:
+    """Return one layer's keys or values with those of new tokens in it."""
+    start = (0, 0, cache_length % old_BKSF.shape[2], 0)
+    new_BKLF = new_BLKF.swapaxes(1, 2).astype(old_BKSF.dtype)
+    return jax.lax.dynamic_update_slice(old_BKSF, new_BKLF, start)
+
+
+def visible(query: Places, key: Places, window: int | None) -> Bool[Array, "b l s"]:
+    """Return which keys each query sees: earlier ones of its segment or the shared prefix."""
+    ahead_BLS = query.positions[:, :, None] - key.positions[:, None, :]
+    key_segments = key.segments[:, None, :]
+    same_BLS = (key_segments == SHARED) | (key_segments == query.segments[:, :, None])
+    seen_BLS = same_BLS & (ahead_BLS >= 0)
+    return seen_BLS if window is None else seen_BLS & (ahead_BLS < window)
+
+
+def attend(
+    q_BLHF: Array,
+    k_BSKF: Array,
+    v_BSKF: Array,
+    visible_BLS: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    kernel: AttentionKernel,
+) -> Float[Array, "b l h f"]:
+    """Return each query's mean of the values that it sees, weighted by softmax.
+
+    Args:
+        q_BLHF: queries.
+        k_BSKF: keys; every H / K query heads share one.
+        v_BSKF: values.
+        visible_BLS: see `visible`; None is plain causal attention of as many keys, in `window`.
+        scale: multiplies the products of queries and keys.
+        softcap: bounds the products by softcap * tanh(product / softcap).
+        window: see `visible`, which has it already where it is given.
+        kernel: how plain causal attention is computed.
+    """
+    if softcap is None:
+        is_plain = visible_BLS is None
+        return jax.nn.dot_product_attention(
+            q_BLHF,
+            k_BSKF,
+            v_BSKF,
+            mask=None if visible_BLS is None else visible_BLS[:, None],
+            scale=scale,
+            is_causal=is_plain,
+            local_window_size=(window - 1, 0) if is_plain and window is not None else None,
+            implementation=kernel if is_plain else "xla",
+        )
+    if visible_BLS is None:
+        rows, length = q_BLHF.shape[:2]
+        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+        places = Places(positions, jnp.zeros_like(positions))
+        visible_BLS = visible(places, places, window)
+    return attend_slots(
+        q_BLHF,
+        k_BSKF.swapaxes(1, 2),
+        v_BSKF.swapaxes(1, 2),
+        visible_BLS,
+        scale=scale,
+        softcap=softcap,
+    )
+
+
+def attend_slots(
+    q_BLHF: Array,
+    k_BKSF: Array,
+    v_BKSF: Array,
+    visible_BLS: Bool[Array, "b l s"],
+    *,
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "b l h f"]:
+    """Return the same over keys and values as a cache holds them: no copy of it is made."""
+    B, L, H, F = q_BLHF.shape
+    K = k_BKSF.shape[1]
+    groups = q_BLHF.reshape(B, L, K, H // K, F).transpose(0, 2, 3, 1, 4)
+    q_BKML = groups.reshape(B, K, H // K * L, F)
+    logits = jnp.einsum("bkmf,bksf->bkms", q_BKML, k_BKSF, preferred_element_type=jnp.float32)
+    logits = logits.reshape(B, K, H // K, L, -1) * scale
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logits = jnp.where(visible_BLS[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BKSF.dtype)
+    y = jnp.einsum("bkms,bksf->bkmf", weights.reshape(B, K, H // K * L, -1), v_BKSF)
+    return y.reshape(B, K, H // K, L, F).transpose(0, 3, 1, 2, 4).reshape(B, L, H, F)

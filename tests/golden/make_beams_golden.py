@@ -1,0 +1,33 @@
+"""Write `beams.json`: beam searches of tiny models, by `transformers`.
+
+Run in the parity environment: python -m tests.golden.make_beams_golden
+"""
+
+import json
+import warnings
+from pathlib import Path
+
+from tests.generation.beam_cases import FAMILIES, SETTINGS, peer_search
+from tests.golden.make_families_golden import peer
+
+TARGET = Path(__file__).with_name("beams.json")
+
+
+def main() -> None:
+    """Run the reference searches and write the file."""
+    warnings.simplefilter("ignore")
+    lines = []
+    for family in FAMILIES:
+        model = peer(family)
+        found = {}
+        for name, settings in SETTINGS.items():
+            texts, scores = peer_search(model, settings)
+            print(family, name, [[len(text) for text in row] for row in texts])
+            rounded = [[round(float(score), 5) for score in row] for row in scores]
+            found[name] = {"texts": texts, "scores": rounded}
+        lines.append(f"{json.dumps(family)}: {json.dumps(found, separators=(',', ':'))}")
+    TARGET.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
