@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.training_step import device, time_alternately
-from dora_jax import decomposition
-from dora_jax.decomposition import NormPath, cheaper_path, norm_flops
+from dora_jax import factored_norm
+from dora_jax.decomposition import column_sq_norm
+from dora_jax.factored_norm import NormPath, cheaper_path, norm_flops
+from dora_jax.kernel_layout import KernelLayout
 
 
 def time_both(
@@ -27,11 +29,11 @@ def time_both(
     kernel = jax.random.normal(keys[0], (stack, rows, columns), jnp.dtype(dtype))
     a = jax.random.normal(keys[1], (stack, rows, rank)) / rows
     b = jax.random.normal(keys[2], (stack, rank, columns))
-    base = decomposition.column_sq_norm(kernel, in_ndim=1, stack_ndim=1)
+    base = column_sq_norm(kernel, in_ndim=1, stack_ndim=1)
 
     def run_of(path: NormPath) -> Callable[[], object]:
-        over = decomposition._SumOver(path, decomposition.KernelLayout(1, 1), "out", True)
-        norm = jax.jit(functools.partial(decomposition._sq_norm, over))
+        over = factored_norm._SumOver(path, KernelLayout(1, 1), "out", True)
+        norm = jax.jit(functools.partial(factored_norm._sq_norm, over))
         return lambda: jax.block_until_ready(norm(kernel, a, b, base))
 
     paths = get_args(NormPath)

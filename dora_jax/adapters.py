@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from dora_jax.decomposition import (
-    adapted_norm,
     adapter_layout,
     column_norm,
     column_sq_norm,
     init_low_rank,
     merge_kernel,
 )
+from dora_jax.factored_norm import adapted_norm
 from dora_jax.partition import (
     ADAPTER_LEAVES,
     Params,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from dora_jax.decomposition import cheaper_path, norm_flops
+from dora_jax.factored_norm import cheaper_path, norm_flops
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import iter_modules, module_specs
 from dora_jax.spec import AdapterRules

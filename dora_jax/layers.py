@@ -30,14 +30,14 @@ from jax.custom_derivatives import SymbolicZero
 
 from dora_jax.decomposition import (
     PRODUCT,
-    adapted_norm,
     column_norm,
     column_sq_norm,
     init_low_rank,
     magnitude_scale,
     scale_features,
-    sum_dtype,
 )
+from dora_jax.factored_norm import adapted_norm
+from dora_jax.kernel_layout import sum_dtype
 from dora_jax.perturbed import moving, pull_back
 from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 

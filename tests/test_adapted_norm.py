@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dora_jax import decomposition
-from dora_jax.decomposition import adapted_norm, column_sq_norm
+from dora_jax import factored_norm
+from dora_jax.decomposition import column_sq_norm
+from dora_jax.factored_norm import adapted_norm
 from tests import reference
 from tests.jaxprs import equations, products
 from tests.reference import LAYOUTS, Layout
@@ -135,7 +136,7 @@ def test_factored_norm_equals_direct_where_ab_nearly_cancels_w(relative, norm_ax
 @pytest.mark.parametrize("tile", [1 << 20, 50, 1])
 @pytest.mark.parametrize("shape", [(11, 9), (2, 12, 10)])
 def test_cancelled_norms_are_right_whatever_the_tile(monkeypatch, tile, shape, norm_axis):
-    monkeypatch.setattr(decomposition, "_TILE_ELEMENTS", tile)
+    monkeypatch.setattr(factored_norm, "_TILE_ELEMENTS", tile)
     layout = Layout(shape, 1, len(shape) - 2)
     _, a, b = setup(layout, rank=2)
     kernel = reference.adapted(np.zeros(shape), a, b, -0.5, layout)
@@ -207,7 +208,7 @@ def test_zero_columns_have_the_norm_of_ab_and_finite_gradients(norm_axis):
 
 def test_ab_is_never_formed(monkeypatch):
     # 11 x 13 is the size of W and A B, and of no other array here.
-    monkeypatch.setattr(decomposition, "_TILE_ELEMENTS", 40)
+    monkeypatch.setattr(factored_norm, "_TILE_ELEMENTS", 40)
     a, b = jnp.ones((11, 3)), jnp.ones((3, 13))
     for norm_axis in AXES:
         jaxpr = jax.make_jaxpr(
@@ -232,7 +233,7 @@ def test_ab_is_never_formed(monkeypatch):
 SHARDED = """
     import re, jax, jax.numpy as jnp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-    from dora_jax.decomposition import adapted_norm
+    from dora_jax.factored_norm import adapted_norm
     mesh = Mesh(jax.devices(), ("t",))
     shapes = [jax.ShapeDtypeStruct(s, "float32") for s in ((2048, 2048), (2048, 4), (4, 2048))]
     for spec in (P(None, "t"), P("t", None)):

@@ -1,10 +1,13 @@
+import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from dora_jax import cli
+from tests.checkpoint.tiny_adapter import write_base
 
 EXPERIMENT = """
 from dora_jax.training.config import ExperimentConfig, ModelConfig
@@ -35,13 +38,15 @@ def test_help(capsys):
         assert "dora-jax compare CONFIG.py" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["compare", "train", "evaluate", "generate", "merge", "models"])
+@pytest.mark.parametrize(
+    "command", ["compare", "train", "evaluate", "generate", "chat", "merge", "models"]
+)
 def test_help_of_a_command_names_fields_with_defaults(capsys, command):
     with pytest.raises(SystemExit) as error:
         cli.main([command, "--help"])
     assert error.value.code == 0
     out = capsys.readouterr().out
-    expected = {"generate": "--max-new-tokens", "merge": "--out", "models": "--pull"}
+    expected = {"generate": "--prompts", "chat": "--system", "merge": "--out", "models": "--pull"}
     assert expected.get(command, "--optim.learning-rate") in out
 
 
@@ -58,6 +63,17 @@ def test_help_of_a_command_names_fields_with_defaults(capsys, command):
         ),
         (["generate", "--prompt", "a", "--adapter", "nowhere"], "nowhere: no such folder"),
         (["generate", "--prompt", "a", "--temperature", "-1"], "temperature must be at least 0"),
+        (["generate"], "give --prompt TEXT, or --prompts FILE.jsonl together with --out"),
+        (["generate", "--prompt", "a", "--prompts", "b"], "one of the two"),
+        (["generate", "--prompts", "a.jsonl"], "one of the two"),
+        (["generate", "--prompt", "a", "--out", "b"], "one of the two"),
+        (["generate", "--prompts", "a.jsonl", "--out", "b.jsonl"], "a.jsonl: cannot be read"),
+        (["generate", "--prompt", "a", "--top-p", "2"], "top_p must be over 0 and up to 1"),
+        (["generate", "--prompt", "a", "--template", "chad"], "did you mean 'chat'"),
+        (["chat", "--model", "smollm2-135m"], "did you mean 'smollm2-135m-instruct'"),
+        (["chat", "--adapter", "nowhere"], "nowhere: no such folder"),
+        (["chat", "--temperature", "-1"], "temperature must be at least 0"),
+        (["chat", "--system", " "], "the system message is empty"),
         (["merge", "--adapter", "nowhere", "--out", "x"], "nowhere: no such folder"),
         (["models", "--pull", "smolm2-135m"], "unknown model 'smolm2-135m'"),
     ],
@@ -128,6 +144,75 @@ def test_a_full_disk_is_said_in_words(capsys, monkeypatch):
     code, text = fails(capsys, "models")
     assert code == 1
     assert "runs/x/metrics.jsonl: No space left on device; mend that and run the same" in text
+
+
+@pytest.fixture
+def base(tmp_path):
+    return str(write_base(tmp_path / "base"))
+
+
+def run(capsys, *argv):
+    cli.main([str(a) for a in argv])
+    return capsys.readouterr().out
+
+
+def test_generate_prints_one_answer_streamed_or_not_or_several(capsys, base):
+    asked = ["generate", "--prompt", "hello", "--model", base, "--max-new-tokens", "4"]
+    whole = run(capsys, *asked, "--no-stream")
+    assert whole.strip()
+    assert run(capsys, *asked, "--stream") == whole
+    several = run(capsys, *asked, "--num-samples", "2", "--temperature", "1", "--seed", "5")
+    assert [line[:4] for line in several.splitlines() if line.startswith("[")] == ["[1] ", "[2] "]
+    beams = run(capsys, *asked, "--num-beams", "2")
+    assert beams.strip()
+    stopped = run(capsys, *asked, "--no-stream", "--stop", whole.strip()[0])
+    assert stopped.strip() == ""
+
+
+def test_generate_answers_a_file_and_continues_it(capsys, base, tmp_path):
+    prompts, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "hello"}\n{"prompt": "wor"}\n')
+    asked = ["generate", "--prompts", prompts, "--out", out, "--model", base]
+    asked += ["--max-new-tokens", "4", "--batch-size", "1"]
+    assert run(capsys, *asked) == f"2 lines written to {out}\n"
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["prompt"] for row in rows] == ["hello", "wor"]
+    assert run(capsys, *asked) == f"{out} is complete already\n"
+    code, text = fails(capsys, *asked, "--seed", "1")
+    assert code == 1
+    assert "seed is 0 there and 1 here" in text
+
+
+def test_a_model_without_a_chat_template_says_so(capsys, base):
+    for path in Path(base).glob("tokenizer_config.json"):
+        config = json.loads(path.read_text())
+        del config["chat_template"]
+        path.write_text(json.dumps(config))
+    for argv in (["generate", "--prompt", "hello"], ["chat"]):
+        code, text = fails(capsys, *argv, "--model", base)
+        assert code == 1
+        assert "has no chat template" in text
+        assert "--template plain" in text
+    asked = ["generate", "--prompt", "a", "--model", base, "--template", "plain"]
+    code, text = fails(capsys, *asked, "--max-new-tokens", "120")
+    assert "prompt 1 has" in text
+    assert "the model's context of 128" in text
+
+
+def test_chat_talks_over_a_pipe(capsys, base, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n/undo\n/exit\n"))
+    out = run(capsys, "chat", "--model", base, "--max-new-tokens", "4", "--temperature", "0")
+    assert "/help lists commands" in out
+    assert out.splitlines()[-1] == "taken back: hello"
+
+
+def test_an_interrupt_of_a_file_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli._COMMANDS, "generate", interrupted)
+    assert "to continue where it stopped" in fails(capsys, "generate", "--prompts", "a")[1]
+    assert "to continue" not in fails(capsys, "generate", "--prompt", "a")[1]
 
 
 def test_the_core_install_says_what_the_command_needs():

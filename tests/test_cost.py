@@ -8,7 +8,7 @@ import pytest
 
 from dora_jax.adapters import kernel_sq_norms
 from dora_jax.cost import StepCost, step_cost, tokens_for_overhead
-from dora_jax.decomposition import cheaper_path, norm_flops
+from dora_jax.factored_norm import cheaper_path, norm_flops
 from dora_jax.models.config import LlamaConfig
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dora_jax.decomposition import (
-    KernelLayout,
     adapter_layout,
     column_norm,
     column_sq_norm,
@@ -14,8 +13,8 @@ from dora_jax.decomposition import (
     decompose,
     init_low_rank,
     magnitude_scale,
-    sum_dtype,
 )
+from dora_jax.kernel_layout import KernelLayout, sum_dtype
 from tests import reference
 from tests.reference import LAYOUTS, Layout
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dora_jax import decomposition
+from dora_jax import factored_norm
 from dora_jax.adapters import column_norms
 from dora_jax.layers import NORMS
 from dora_jax.partition import combine, partition, trainable_mask
@@ -40,7 +40,7 @@ def small_tiles(monkeypatch):
 
     Its tiles of real size would hold the whole of a kernel this small.
     """
-    monkeypatch.setattr(decomposition, "_TILE_ELEMENTS", 1)
+    monkeypatch.setattr(factored_norm, "_TILE_ELEMENTS", 1)
 
 
 def small_task(rules):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from dora_jax import layers
-from dora_jax.decomposition import adapted_norm, column_sq_norm, merge_kernel
+from dora_jax.decomposition import column_sq_norm, merge_kernel
+from dora_jax.factored_norm import adapted_norm
 from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 from tests import reference
 from tests.layer_cases import (

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dora_jax import decomposition
+from dora_jax import factored_norm
 from dora_jax.spec import AdapterSpec
 from tests import reference
 from tests.jaxprs import products
@@ -273,7 +273,7 @@ def test_the_backward_keeps_one_array_of_the_outputs_size(norm_axis):
 @pytest.mark.parametrize("detach", [True, False])
 @pytest.mark.parametrize("norm_axis", AXES)
 def test_no_product_of_the_kernels_size_forward_and_backward(monkeypatch, norm_axis, detach):
-    monkeypatch.setattr(decomposition, "_TILE_ELEMENTS", 40)
+    monkeypatch.setattr(factored_norm, "_TILE_ELEMENTS", 40)
     spec = dataclasses.replace(SPEC, norm_axis=norm_axis, detach_norm=detach)
     params, x = random_params(WIDE, spec), WIDE.inputs()
     module = WIDE.adapted(spec)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dora_jax.decomposition import adapted_norm, column_norm, init_low_rank, merge_kernel
+from dora_jax.decomposition import column_norm, init_low_rank, merge_kernel
+from dora_jax.factored_norm import adapted_norm
 from dora_jax.spec import AdapterSpec
 from tests import reference
 from tests.reference import LAYOUTS, Layout

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from dora_jax import decomposition
+from dora_jax import factored_norm
 from dora_jax.adapters import kernel_sq_norms
 from dora_jax.models.config import LlamaConfig
 from dora_jax.models.llama import Llama, param_shapes
@@ -43,7 +43,7 @@ SPECS = {
 def small_tiles():
     """Tiles of the direct norm, which nearly cancelling kernels take, of real size hold all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decomposition, "_TILE_ELEMENTS", 600)
+        patch.setattr(factored_norm, "_TILE_ELEMENTS", 600)
         yield
 
 

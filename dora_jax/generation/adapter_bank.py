@@ -15,12 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from dora_jax.decomposition import (
-    adapted_norm,
-    adapter_layout,
-    column_sq_norm,
-    magnitude_scale,
-)
+from dora_jax.factored_norm import adapted_norm
+from dora_jax.decomposition import adapter_layout, column_sq_norm, magnitude_scale
 from dora_jax.errors import DoraError
 from dora_jax.generation.row_adapters import ROW_A, ROW_B, ROW_IN, ROW_OUT
 from dora_jax.partition import Params, adapter_leaves, iter_modules, module_specs, weight_name

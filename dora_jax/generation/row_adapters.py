@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dora_jax.decomposition import sum_dtype
+from dora_jax.kernel_layout import sum_dtype
 from dora_jax.layers import NORMS, Dense
 
 # Names of the leaves of a module: (B, in, r), (B, r, out), (B, in), (B, out); layers come first.
