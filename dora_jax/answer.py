@@ -1,17 +1,176 @@
-"""One prompt answered in text: what `dora-jax generate` does."""
+"""A model that answers: what `dora-jax generate` and `dora-jax chat` share."""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from dora_jax.checkpoint.adapter import load_model
-from dora_jax.data.prompts import get_template
+from dora_jax.data.prompts import PromptTemplate, get_template
+from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
-from dora_jax.generation import Sampling, generate_ids
+from dora_jax.generation import Completion, Sampling, generate
 from dora_jax.models.llama import Llama
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+
+
+def check_text(text: str, where: str) -> None:
+    """Check that a text can be asked.
+
+    Raises:
+        DoraError: when it is blank, or holds half a character.
+    """
+    if not text.strip():
+        raise DoraError(f"{where} is empty: give some text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DoraError(f"{where} is not text: {error}; give it in UTF-8") from None
+
+
+def trimmed(on_text: Callable[[str], None]) -> Callable[[str], None]:
+    """Return what takes pieces of a text and passes them on without the space around it."""
+    begun, held = False, ""
+
+    def take(piece: str) -> None:
+        nonlocal begun, held
+        text = held + piece if begun else piece.lstrip()
+        kept = text.rstrip()
+        begun, held = begun or bool(kept), text[len(kept) :]
+        if kept:
+            on_text(kept)
+
+    return take
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A plain model, adapters merged, with all that it takes to answer.
+
+    Attributes:
+        model: its shape.
+        params: its parameters, on the devices.
+        tokenizer: with its chat template.
+        template: how questions are put.
+        base: the base model's name, as `load_answerer` takes it.
+        name: of the model, and of the adapter in it, for people.
+    """
+
+    model: Llama
+    params: Any
+    tokenizer: Tokenizer
+    template: PromptTemplate
+    base: str
+    name: str
+
+    @property
+    def context(self) -> int:
+        """The tokens that prompt and answer may have together."""
+        return self.model.config.context_length
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        ends = dict.fromkeys((*self.tokenizer.end_ids, *self.model.config.eos_token_id))
+        return [end for end in ends if end < self.model.config.vocab_size]
+
+    def encode_prompt(self, prompt: str) -> list[int]:
+        """Return the ids of one question."""
+        return self.template.encode_prompt(prompt, self.tokenizer)
+
+    def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the ids of a conversation, up to where the answer begins.
+
+        A template that is not the model's own writes question after question in its shape, a
+        system message before them all.
+
+        Raises:
+            DoraError: when the model has no chat template, or it refuses the messages.
+        """
+        if self.template.is_chat:
+            return self.tokenizer.encode_chat(messages)
+        parts = []
+        for number, message in enumerate(messages, 1):
+            role, content = message.get("role"), message.get("content")
+            if not isinstance(content, str):
+                raise DoraError(f"chat message {number} must have a text as its content")
+            if role == "user":
+                parts.append(self.template.prefix(content, self.tokenizer))
+            elif role == "assistant":
+                answer = self.template.before_answer + content
+                parts.append(parts.pop() + answer if parts else answer)
+            elif role == "system":
+                parts.append(content)
+            else:
+                raise DoraError(
+                    f"chat message {number} is of role {role!r}; the prompt template "
+                    f"{self.template.name!r} knows system, user and assistant"
+                )
+        return self.template.encode_text("\n\n".join(parts), self.tokenizer)
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """What ends an answer in a conversation: a model without turns asks itself on."""
+        if self.template.is_chat:
+            return ()
+        opening = self.template.prefix("\0", self.tokenizer).split("\0")[0]
+        return ("\n" + opening.splitlines()[0].rstrip(),)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        stop: Sequence[str] = (),
+        batch_size: int = 32,
+        on_text: Callable[[int, str], None] | None = None,
+    ) -> list[Completion]:
+        """Continue prompts of ids: see `dora_jax.generation.generate`."""
+        return generate(
+            self.model,
+            self.params,
+            prompts,
+            sampling,
+            tokenizer=self.tokenizer,
+            stop=stop,
+            stop_ids=self.stop_ids,
+            batch_size=batch_size,
+            on_text=on_text,
+        )
+
+
+def load_answerer(
+    model: str | None = None, adapter: Path | None = None, template: str | None = None
+) -> Answerer:
+    """Load a model that answers.
+
+    Args:
+        model: the base model; None takes the adapter's own, or else `DEFAULT_MODEL`.
+        adapter: an adapter's folder, or the part of a run that holds one; merged.
+        template: prompt template; the adapter's own by default, `chat` for a base model.
+
+    Raises:
+        DoraError: for an unknown template, anything that cannot be loaded, or a model without a
+            chat template that is to use it.
+    """
+    if template is not None:
+        get_template(template)
+    if model is None and adapter is None:
+        model = DEFAULT_MODEL
+    loaded = load_model(model, adapter)
+    tokenizer = loaded.pretrained.tokenizer
+    trained_with = None if loaded.info is None else loaded.info.prompt
+    shape = get_template(template or trained_with or "chat")
+    if shape.is_chat:
+        tokenizer.require_chat_template()
+    base = loaded.pretrained.name
+    name = base if adapter is None else f"{base} with {adapter}"
+    params = jax.tree.map(jnp.asarray, loaded.merged())
+    return Answerer(Llama(loaded.pretrained.config), params, tokenizer, shape, base, name)
 
 
 def answer(
@@ -20,41 +179,56 @@ def answer(
     adapter: Path | None = None,
     model: str | None = None,
     template: str | None = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    seed: int = 0,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+    **sampling: Any,
 ) -> str:
     """Return the model's answer to a prompt.
 
     Args:
         prompt: what is asked.
-        adapter: an adapter's folder, or the part of a run that holds one; merged before use.
-        model: the base model; None takes the adapter's own, or else `DEFAULT_MODEL`.
-        template: prompt template; the adapter's own by default, `chat` for a base model.
-        max_new_tokens: see `Sampling`.
-        temperature: see `Sampling`.
-        seed: see `Sampling`.
+        adapter: see `load_answerer`.
+        model: see `load_answerer`.
+        template: see `load_answerer`.
+        stop: strings that end the answer, and are not part of it.
+        on_text: told of each piece of the answer as it comes; together they are what is returned.
+        **sampling: fields of `Sampling`. Of several samples, or beams, the first is returned.
 
     Raises:
         DoraError: for an empty prompt, an unknown template, or anything that cannot be loaded.
     """
-    if not prompt.strip():
-        raise DoraError("the prompt is empty: give some text with --prompt")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise DoraError(f"the prompt is not text: {error}; give it in UTF-8") from None
-    if template is not None:
-        get_template(template)
-    sampling = Sampling(max_new_tokens, temperature, seed)
-    if model is None and adapter is None:
-        model = DEFAULT_MODEL
-    loaded = load_model(model, adapter)
-    tokenizer = loaded.pretrained.tokenizer
-    trained_with = None if loaded.info is None else loaded.info.prompt
-    shape = get_template(template or trained_with or "chat")
-    variables = {"params": jax.tree.map(jnp.asarray, loaded.merged())}
-    ids = [shape.encode_prompt(prompt, tokenizer)]
-    stops = [tokenizer.eos_id]
-    out = generate_ids(Llama(loaded.pretrained.config), variables, ids, sampling, stops)
-    return tokenizer.decode(out[0]).strip()
+    return answers(
+        prompt,
+        Sampling(**sampling),
+        adapter=adapter,
+        model=model,
+        template=template,
+        stop=stop,
+        on_text=on_text,
+    )[0]
+
+
+def answers(
+    prompt: str,
+    sampling: Sampling,
+    *,
+    adapter: Path | None = None,
+    model: str | None = None,
+    template: str | None = None,
+    stop: Sequence[str] = (),
+    on_text: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Return all `num_samples` answers to a prompt, without the space around them.
+
+    Args and raises: see `answer`; only a single answer is told to `on_text`.
+    """
+    check_text(prompt, "the prompt")
+    ready = load_answerer(model, adapter, template)
+    told = None if on_text is None or sampling.num_samples > 1 else trimmed(on_text)
+    completions = ready.generate(
+        [ready.encode_prompt(prompt)],
+        sampling,
+        stop=stop,
+        on_text=None if told is None else lambda _, piece: told(piece),
+    )
+    return [completion.text.strip() for completion in completions]

@@ -1,7 +1,6 @@
 """The `dora-jax` command: thin; each command's work is elsewhere."""
 
 import contextlib
-import dataclasses
 import errno
 import importlib.util
 import os
@@ -31,30 +30,12 @@ _USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
   dora-jax train CONFIG.py [--FIELD VALUE ...]      train one adapter
   dora-jax evaluate CONFIG.py [--adapter FOLDER]    score the base model, or an adapter
   dora-jax generate --prompt TEXT [--adapter FOLDER]
+  dora-jax generate --prompts FILE.jsonl --out FILE.jsonl
+  dora-jax chat [--model NAME] [--adapter FOLDER ...]
   dora-jax merge --adapter FOLDER --out FOLDER      a plain Hugging Face folder
   dora-jax models [--pull NAME]                     known models, and what is cached
 
 Any of them takes --help. Runs go to runs/; the same command again continues an interrupted one."""
-
-
-@dataclass(frozen=True)
-class GenerateArgs:
-    """Answer a prompt with the base model or an adapter."""
-
-    prompt: str
-    """What to answer."""
-    adapter: Path | None = None
-    """An adapter's folder, or the part of a run that holds one; none takes the base model."""
-    model: str | None = None
-    """The base model; by default the adapter's own, or else smollm2-135m-instruct."""
-    template: str | None = None
-    """plain, chat or alpaca; by default the adapter's own, or chat for a base model."""
-    max_new_tokens: int = 64
-    """Tokens to generate, at most."""
-    temperature: float = 0.0
-    """0 is greedy; higher values sample."""
-    seed: int = 0
-    """Of the sampling."""
 
 
 @dataclass(frozen=True)
@@ -168,10 +149,15 @@ def _evaluate(argv: Sequence[str]) -> None:
 
 
 def _generate(argv: Sequence[str]) -> None:
-    args = tyro.cli(GenerateArgs, args=list(argv), prog="dora-jax generate")
-    from dora_jax.answer import answer
+    from dora_jax.cli_text import generate_command
 
-    print(answer(**dataclasses.asdict(args)))
+    generate_command(argv)
+
+
+def _chat(argv: Sequence[str]) -> None:
+    from dora_jax.cli_text import chat_command
+
+    chat_command(argv)
 
 
 def _merge(argv: Sequence[str]) -> None:
@@ -197,6 +183,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "generate": _generate,
+    "chat": _chat,
     "merge": _merge,
     "models": _models,
 }
@@ -233,7 +220,8 @@ def _errors_in_words(continues: bool) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, or with another code after one clear message."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    with _errors_in_words(continues=argv[:1] in (["compare"], ["train"])):
+    continues = argv[:1] in (["compare"], ["train"]) or "--prompts" in argv
+    with _errors_in_words(continues):
         if not argv or argv[0] in ("-h", "--help"):
             print(_USAGE)
             return

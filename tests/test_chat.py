@@ -180,6 +180,18 @@ def test_the_oldest_turns_give_way_to_the_context():
     assert len(talk.chat.messages) == 10
 
 
+@pytest.mark.parametrize("command", ["/reset", "/undo"])
+def test_what_was_left_out_does_not_count_after_forgetting(command):
+    talk = Talk(scripted(context=100), max_new_tokens=20)
+    talk("one", "two", "three", "four " * 10)
+    for _ in range(4):
+        talk(command)
+    assert talk.chat.messages == []
+    talk("five", "six")
+    assert "user: five</s>" in talk.asked[-2]
+    assert "user: five</s>" in talk.asked[-1]
+
+
 def test_what_the_template_refuses_was_not_said():
     talk = Talk(scripted("plain"))
     talk.chat.messages.append({"role": "critic", "content": "x"})

@@ -25,22 +25,30 @@ class PromptTemplate:
         prefix: everything before the answer, from the question.
         before_answer: stands between prefix and answer, and belongs to the answer's tokens: a
             byte-level tokenizer writes a word with the space before it.
+        is_chat: whether the model's chat template writes the text, with its beginning, if it has
+            one, as in `transformers`.
     """
 
     name: str
     prefix: Callable[[str, Tokenizer], str]
     before_answer: str = ""
+    is_chat: bool = False
 
     def encode_prompt(self, prompt: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of everything before the answer."""
-        ids = tokenizer.encode(self.prefix(prompt, tokenizer))
-        start = tokenizer.start_ids
-        # Chat templates write the beginning of the text themselves.
-        return ids if ids[: len(start)] == start else start + ids
+        return self.encode_text(self.prefix(prompt, tokenizer), tokenizer)
+
+    def encode_text(self, text: str, tokenizer: Tokenizer) -> list[int]:
+        """Return the ids of a text of this shape, which begins as the model's texts begin."""
+        ids = tokenizer.encode(text)
+        return ids if self.is_chat else tokenizer.start_ids + ids
 
     def encode_answer(self, answer: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of an answer, without the token that ends it."""
-        return tokenizer.encode(self.before_answer + answer)
+        if self.is_chat:
+            # After the marker that opens it, as if it were a text of its own.
+            return tokenizer.encode(answer)
+        return tokenizer.encode_continuation(self.before_answer + answer)
 
     def render(self, example: Example, tokenizer: Tokenizer) -> str:
         """Return the whole text of an example, for people."""
@@ -55,7 +63,7 @@ TEMPLATES = {
     template.name: template
     for template in (
         PromptTemplate("plain", lambda prompt, _: f"Question: {prompt}\nAnswer:", " "),
-        PromptTemplate("chat", _chat),
+        PromptTemplate("chat", _chat, is_chat=True),
         PromptTemplate("alpaca", lambda prompt, _: _ALPACA.format(prompt=prompt)),
     )
 }

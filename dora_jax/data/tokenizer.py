@@ -2,37 +2,21 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.data.chat_template import compile_chat_template, render_chat
+from dora_jax.data import gguf_tokenizer
+from dora_jax.data.chat_template import Message, compile_chat_template, render_chat
 from dora_jax.errors import DoraError
-from dora_jax.spec import nearest
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 SPECIAL_FILE = "special_tokens_map.json"
-
-# A GGUF token's type: what the file format calls control and user-defined.
-_CONTROL, _USER_DEFINED = 3, 4
-
-
-def _byte_level() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-# GGUF names the way that text is cut before byte-pair encoding; it does not describe it.
-_PRE_TOKENIZERS = {
-    "gpt-2": _byte_level,
-    "smollm": lambda: pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), _byte_level()]
-    ),
-}
 
 
 def _token_text(value: Any) -> str | None:
@@ -60,9 +44,12 @@ class Tokenizer:
 
     Attributes:
         bos_id: begins a text; None when the model has no such token.
-        eos_id: ends an answer.
+        eos_id: ends a text.
+        end_ids: end an answer: `eos_id`, and what the chat template writes behind one.
         pad_id: fills rows; the end token where the model has none of its own.
-        start_ids: what a text begins with, such as the begin token; empty for many models.
+        start_ids: what a text begins with, such as the begin token; empty for many models. What
+            tokenizer.json adds decides, as in transformers, not `add_bos_token` in the config.
+        final_ids: what a text ends with, which is nothing for nearly all models.
         vocab_size: number of tokens, added ones included.
         chat_template: its source, or None.
 
@@ -79,6 +66,7 @@ class Tokenizer:
             if name.endswith("_token") and isinstance(text := _token_text(value), str)
         }
         self._where = where
+        self._mark_special()
         self.bos_id = self._id_of("bos_token")
         eos_id = self._id_of("eos_token")
         if eos_id is None:
@@ -86,7 +74,7 @@ class Tokenizer:
         self.eos_id: int = eos_id
         pad_id = self._id_of("pad_token")
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
-        self.start_ids = self._find_start_ids()
+        self.start_ids, self.final_ids = self._find_ends()
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.chat_template: str | None = self._config.get("chat_template")
         self._template = None if self.chat_template is None else self._compile()
@@ -100,11 +88,54 @@ class Tokenizer:
             raise DoraError(f"{self._where}: {name} {text!r} is not in the vocabulary")
         return token
 
-    def _find_start_ids(self) -> list[int]:
+    def _mark_special(self) -> None:
+        """Recognise tokens in texts that the config alone names special, as transformers does."""
+        more: list[Any] = []
+        for name in ("additional_special_tokens", "extra_special_tokens"):
+            value = self._config.get(name) or []
+            more += value.values() if isinstance(value, dict) else value
+        known = {token.content for token in self._backend.get_added_tokens_decoder().values()}
+        for text in dict.fromkeys([*self._special.values(), *map(_token_text, more)]):
+            if text not in known and text and self._backend.token_to_id(text) is not None:
+                token = tokenizers.AddedToken(text, special=True, normalized=False)
+                self._backend.add_special_tokens([token])
+
+    def _find_ends(self) -> tuple[list[int], list[int]]:
         bare = self._backend.encode("a", add_special_tokens=False).ids
         whole = self._backend.encode("a", add_special_tokens=True).ids
         starts = range(len(whole) - len(bare) + 1)
-        return whole[: next((i for i in starts if whole[i : i + len(bare)] == bare), 0)]
+        at = next((i for i in starts if whole[i : i + len(bare)] == bare), 0)
+        return whole[:at], whole[at + len(bare) :]
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the tokens that end an answer, `eos_id` first.
+
+        What the chat template itself writes behind an answer tells which token ends one: many
+        models end a turn with another token than a text, and a list of known names would end
+        answers at tokens that a model was never trained to stop at. More may be in a model's
+        `generation_config.json`, which its `LlamaConfig.eos_token_id` holds.
+        """
+        ends = [self.eos_id]
+        if self._template is not None:
+            answer = "zyzzyva"
+            turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+            try:
+                text = self.apply_chat_template(turns)
+            except DoraError:
+                return tuple(ends)
+            behind = text[text.rfind(answer) + len(answer) :].lstrip()
+            tokens = self._backend.get_added_tokens_decoder()
+            found = [(len(t.content), n) for n, t in tokens.items() if behind.startswith(t.content)]
+            if found and (last := max(found)[1]) not in ends:
+                ends.append(last)
+        return tuple(ends)
+
+    @cached_property
+    def _line_break(self) -> list[int]:
+        """Return the ids of a line break where texts get a space in front, else nothing."""
+        tokens = self._backend.encode("a", add_special_tokens=False).tokens
+        return self.encode("\n") if tokens and tokens[0].startswith("\u2581") else []
 
     def _compile(self) -> Any:
         try:
@@ -112,9 +143,26 @@ class Tokenizer:
         except DoraError as error:
             raise DoraError(f"{self._where}: {error}") from error
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text; nothing is added, special tokens in the text are recognised."""
-        return self._backend.encode(text, add_special_tokens=False).ids
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Return the ids of a text; special tokens in the text are recognised.
+
+        Args:
+            text: any text.
+            add_special_tokens: whether to put `start_ids` before it and `final_ids` behind.
+        """
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of a text that goes on after another one.
+
+        SentencePiece tokenizers such as Llama 2's put a space before a text; here they do not.
+        """
+        if self._line_break:
+            # Nothing joins with a line break, so what is behind one begins without a space.
+            ids = self.encode("\n" + text)
+            if ids[: len(self._line_break)] == self._line_break:
+                return ids[len(self._line_break) :]
+        return self.encode(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of many texts, as `encode` does of one; uses all cores."""
@@ -125,23 +173,61 @@ class Tokenizer:
         ids = [int(i) for i in ids]
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
 
+    def require_chat_template(self) -> Any:
+        """Return the compiled chat template.
+
+        Raises:
+            DoraError: when the model has none.
+        """
+        if self._template is None:
+            raise DoraError(
+                f"{self._where}: this model has no chat template, so it was not trained on "
+                "conversations; take the instruct version of the model, or another prompt "
+                "template, such as --template plain (in experiments: --data.prompt plain)"
+            )
+        return self._template
+
     def apply_chat_template(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        *,
+        continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        **variables: Any,
     ) -> str:
-        """Return a conversation as text.
+        """Return a conversation as text, as `transformers` writes it.
 
         Args:
-            messages: each with a `role` (system, user, assistant) and its `content`.
+            messages: each with a `role` (system, user, assistant) and its `content`: a text, or a
+                list of parts such as `{"type": "text", "text": ...}` where the template takes one.
             add_generation_prompt: whether to end with the opening of the assistant's answer.
+            continue_final_message: whether to end inside the last message, to be continued.
+            tools: JSON schemas of functions, for templates that know tools; others ignore them.
+            documents: texts to answer from, likewise.
+            **variables: whatever else the template reads, such as `enable_thinking=False`.
 
         Raises:
             DoraError: when the model has no template, or it refuses the messages.
         """
-        if self._template is None:
-            raise DoraError(
-                f"{self._where}: this model has no chat template; choose another prompt template"
-            )
-        return render_chat(self._template, messages, add_generation_prompt, self._special)
+        template = self.require_chat_template()
+        return render_chat(
+            template,
+            messages,
+            add_generation_prompt,
+            self._special,
+            continue_final_message=continue_final_message,
+            tools=tools,
+            documents=documents,
+            variables=variables,
+        )
+
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: Any
+    ) -> list[int]:
+        """Return the ids of a conversation: of what `apply_chat_template` gives, nothing added."""
+        return self.encode(self.apply_chat_template(messages, add_generation_prompt, **options))
 
     def save(self, folder: str | Path) -> None:
         """Write the files that `transformers.AutoTokenizer` and `load` read.
@@ -200,74 +286,8 @@ class Tokenizer:
         Raises:
             DoraError: when the metadata is incomplete, or of a kind that is not supported.
         """
-        prefix = "tokenizer.ggml."
-        fields = {name[len(prefix) :]: v for name, v in metadata.items() if name.startswith(prefix)}
-        missing = [name for name in ("model", "tokens", "merges") if name not in fields]
-        if fields.get("model", "gpt2") != "gpt2":
-            raise DoraError(
-                f"{where}: a tokenizer of kind {fields['model']!r}; only byte-level byte-pair "
-                "encoding ('gpt2') is read from GGUF. Use the model's Hugging Face folder instead"
-            )
-        if missing:
-            raise DoraError(f"{where}: its metadata lacks {prefix}{f', {prefix}'.join(missing)}")
-        cut = fields.get("pre", "gpt-2")
-        if cut not in _PRE_TOKENIZERS:
-            raise DoraError(
-                f"{where}: text is cut by {cut!r}{nearest(cut, _PRE_TOKENIZERS)}; supported in "
-                f"GGUF: {', '.join(_PRE_TOKENIZERS)}. Use the model's Hugging Face folder instead"
-            )
-        tokens, merges = fields["tokens"], [tuple(m.split(" ")) for m in fields["merges"]]
-        types = fields.get("token_type", [1] * len(tokens))
-        vocabulary = {token: n for n, token in enumerate(tokens)}
-        if len(types) != len(tokens) or len(vocabulary) != len(tokens):
-            raise DoraError(
-                f"{where}: {len(tokens)} tokens, {len(vocabulary)} of them different, with "
-                f"{len(types)} types; download the file again"
-            )
-        try:
-            backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-        except Exception as error:  # the library raises bare Exception
-            raise DoraError(f"{where}: broken merges ({error}); download the file again") from error
-        backend.pre_tokenizer = _PRE_TOKENIZERS[cut]()
-        backend.decoder = decoders.ByteLevel()
-        added = [
-            tokenizers.AddedToken(token, special=kind == _CONTROL, normalized=False)
-            for token, kind in zip(tokens, types, strict=True)
-            if kind in (_CONTROL, _USER_DEFINED)
-        ]
-        backend.add_tokens(added)
-        config = _config_from_gguf(fields, metadata, where)
-        if fields.get("add_bos_token") and "bos_token" in config:
-            bos = config["bos_token"]
-            backend.post_processor = processors.TemplateProcessing(
-                single=f"{bos} $A", special_tokens=[(bos, fields["bos_token_id"])]
-            )
+        backend, config = gguf_tokenizer.rebuild(metadata, where)
         return cls(backend, config, where)
-
-
-def _config_from_gguf(
-    fields: Mapping[str, Any], metadata: Mapping[str, Any], where: str | Path
-) -> dict[str, Any]:
-    # The class that takes tokenizer.json as it stands; one with a model's name would rebuild it.
-    config: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "clean_up_tokenization_spaces": False,
-    }
-    if "llama.context_length" in metadata:
-        config["model_max_length"] = metadata["llama.context_length"]
-    tokens = fields["tokens"]
-    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
-        number = fields.get(f"{theirs}_token_id")
-        if number is None:
-            continue
-        if not 0 <= number < len(tokens):
-            raise DoraError(
-                f"{where}: {theirs}_token_id {number} is outside the vocabulary of {len(tokens)}"
-            )
-        config[f"{ours}_token"] = tokens[number]
-    if "tokenizer.chat_template" in metadata:
-        config["chat_template"] = metadata["tokenizer.chat_template"]
-    return config
 
 
 def _to_json(value: Any) -> str:

@@ -3,8 +3,9 @@ import pytest
 from dora_jax.data.encode import digest_rows, encode_examples
 from dora_jax.data.examples import Example
 from dora_jax.data.prompts import TEMPLATES, get_template
+from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
-from tests.checkpoint.tiny_model import tokenizer
+from tests.checkpoint.tiny_model import gguf_metadata, tokenizer
 
 HELLO = Example("hello?", "wor", ("wor", "hello hello"), "greeting")
 
@@ -34,6 +35,14 @@ def test_the_begin_token_comes_once():
         ids = get_template(name).encode_prompt("hello?", tiny)
         assert ids[0] == tiny.bos_id
         assert ids.count(tiny.bos_id) == starts
+
+
+def test_a_chat_template_alone_decides_how_a_conversation_begins():
+    metadata = gguf_metadata() | {"tokenizer.chat_template": "{{ messages[0].content }}"}
+    tiny = Tokenizer.from_gguf(metadata, "tiny")
+    tiny.start_ids = [tiny.bos_id]
+    assert get_template("chat").encode_prompt("hello", tiny) == tiny.encode("hello")
+    assert get_template("plain").encode_prompt("hello", tiny)[0] == tiny.bos_id
 
 
 def test_an_unknown_template_names_the_nearest():

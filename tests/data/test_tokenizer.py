@@ -177,11 +177,11 @@ def test_no_template():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": "llama"}, "kind 'llama'; only byte-level"),
+        ({"model": "bert"}, "kind 'bert'; from GGUF are read gpt2, llama"),
         ({"merges": None}, "lacks tokenizer.ggml.merges"),
         ({"tokens": None, "model": None}, "lacks tokenizer.ggml.model, tokenizer.ggml.tokens"),
         ({"pre": "smolm"}, "did you mean 'smollm'"),
-        ({"pre": "qwen2"}, "supported in GGUF: gpt-2, smollm"),
+        ({"pre": "tekken"}, "supported in GGUF: gpt-2, smollm, llama-bpe"),
         ({"merges": ["h e", "broken"]}, "broken merges"),
         ({"merges": ["q z"]}, "broken merges"),
         ({"token_type": [1, 2]}, f"{len(TOKENS)} tokens, .* with 2 types"),

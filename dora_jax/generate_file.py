@@ -1,0 +1,332 @@
+"""A JSONL file of prompts answered into another: in order, batch by batch, and resumable.
+
+Beside `OUT` stands `OUT.settings.json`, which says what the answers belong to; a run of other
+prompts, settings or weights is refused. Lines are only ever appended, a batch at a time.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dora_jax.analysis.atomic import write_text
+from dora_jax.answer import Answerer, check_text, load_answerer
+from dora_jax.checkpoint.pretrained import fingerprint
+from dora_jax.data.chat_template import plain_message
+from dora_jax.errors import DoraError
+from dora_jax.generation import Completion, Sampling
+from dora_jax.training.progress import WorkProgress
+
+SETTINGS_SUFFIX = ".settings.json"
+_SAMPLE = '{"prompt": "What is the capital of France?"}'
+_WRITTEN = ("completion", "finish_reason", "log_prob", "tokens", "sample")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of prompts.
+
+    Attributes:
+        fields: as it stands, with `prompt` or `messages`.
+        where: file and line, named in errors.
+    """
+
+    fields: dict[str, Any]
+    where: str
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a file of prompts: every line an object with `prompt`, or `messages`: a conversation.
+
+    Args:
+        path: `.jsonl`, or `.gz` of one, in UTF-8. Blank lines are skipped.
+
+    Raises:
+        DoraError: naming file, line and field; also when there is no row at all.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        what = getattr(error, "strerror", None) or error
+        raise DoraError(f"{path}: cannot be read ({what}); check the path and the file") from error
+    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    rows = [
+        _row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
+    if not rows:
+        raise DoraError(f"{path}: holds no rows; give one JSON object a line, such as {_SAMPLE}")
+    return rows
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        fields = json.loads(line.decode("utf-8"))
+        json.dumps(fields, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise DoraError(f"{where}: is not UTF-8 ({error})") from None
+    except UnicodeEncodeError as error:
+        raise DoraError(f"{where}: holds half a character ({error.reason})") from None
+    except json.JSONDecodeError as error:
+        raise DoraError(
+            f"{where}, column {error.colno}: is not JSON ({error.msg}); a row looks like {_SAMPLE}"
+        ) from None
+    except RecursionError:
+        raise DoraError(f"{where}: is nested too deeply; a row looks like {_SAMPLE}") from None
+    if not isinstance(fields, dict):
+        raise DoraError(f"{where}: must be a JSON object such as {_SAMPLE}; got {str(fields)[:60]}")
+    if ("prompt" in fields) == ("messages" in fields):
+        given = ", ".join(map(repr, fields)) or "none"
+        raise DoraError(f"{where}: must have 'prompt' or 'messages', one of them; it has {given}")
+    taken = [name for name in _WRITTEN if name in fields]
+    if taken:
+        raise DoraError(f"{where}: {taken[0]!r} would be written over; give it another name")
+    if "prompt" in fields:
+        if not isinstance(fields["prompt"], str):
+            raise DoraError(f"{where}: 'prompt' must be a text; got {fields['prompt']!r}")
+        check_text(fields["prompt"], f"{where}: 'prompt'")
+    else:
+        _check_messages(fields["messages"], where)
+    return Row(fields, where)
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise DoraError(f"{where}: 'messages' must be a list of messages, not empty")
+    for number, message in enumerate(messages, 1):
+        try:
+            plain_message(message, number)
+        except DoraError as error:
+            raise DoraError(f"{where}: {error}") from None
+    if messages[-1]["role"] == "assistant":
+        raise DoraError(
+            f"{where}: the last of 'messages' is an answer already; end with a question"
+        )
+
+
+def _encode(rows: Sequence[Row], ready: Answerer, new_tokens: int) -> list[list[int]]:
+    encoded = []
+    for row in rows:
+        try:
+            if "prompt" in row.fields:
+                ids = ready.encode_prompt(row.fields["prompt"])
+            else:
+                ids = ready.encode_messages(row.fields["messages"])
+        except DoraError as error:
+            raise DoraError(f"{row.where}: {error}") from None
+        if len(ids) + new_tokens > ready.context:
+            raise DoraError(
+                f"{row.where}: {len(ids)} tokens; with {new_tokens} new ones they exceed the "
+                f"model's context of {ready.context}: shorten it, or lower --max-new-tokens"
+            )
+        encoded.append(ids)
+    return encoded
+
+
+def _lines(row: Row, completions: Sequence[Completion]) -> list[str]:
+    """Return the lines of one row, one of each sample."""
+    lines = []
+    for completion in completions:
+        fields = {
+            **row.fields,
+            "completion": completion.text.strip(),
+            "finish_reason": completion.finish_reason,
+            "log_prob": round(sum(completion.log_probs), 6),
+            "tokens": len(completion.token_ids),
+        }
+        if len(completions) > 1:
+            fields["sample"] = completion.sample
+        lines.append(json.dumps(fields, ensure_ascii=False) + "\n")
+    return lines
+
+
+def _settings(
+    rows: Sequence[Row],
+    ready: Answerer,
+    sampling: Sampling,
+    stop: Sequence[str],
+    batch_size: int,
+) -> dict[str, Any]:
+    asked = json.dumps([row.fields for row in rows], sort_keys=True).encode()
+    return {
+        "prompts": f"{len(rows)} rows, {hashlib.sha256(asked).hexdigest()[:16]}",
+        "model": ready.name,
+        "weights": fingerprint(ready.params),
+        "template": ready.template.name,
+        "stop": list(stop),
+        # Of what is sampled, each batch has its own random numbers.
+        "batch_size": batch_size,
+        **dataclasses.asdict(sampling),
+    }
+
+
+def _settings_path(out: Path) -> Path:
+    return out.with_name(out.name + SETTINGS_SUFFIX)
+
+
+def _check_out(prompts: Path, out: Path) -> None:
+    """Refuse, before anything is loaded, what cannot become the output."""
+    if out.exists() and prompts.exists() and out.samefile(prompts):
+        raise DoraError(f"{out}: is the file of prompts; choose another --out")
+    if out.is_dir():
+        raise DoraError(f"{out}: is a folder; give a file with --out")
+    if out.exists() and out.stat().st_size and not _settings_path(out).is_file():
+        raise DoraError(
+            f"{out}: exists, but nothing says what it belongs to ({_settings_path(out).name} is "
+            "missing); choose another --out, or delete it"
+        )
+
+
+def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+    path, way_out = _settings_path(out), f"choose another --out, or delete {out}"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name in settings if stored.get(name) != settings[name]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise DoraError(f"{path}: cannot be read ({error}); {way_out}") from None
+    if "weights" not in names:
+        names = [name for name in names if name != "model"]  # the same one from another place
+    if names:
+        differ = "; ".join(
+            f"{name} is {stored.get(name)!r} there and {settings[name]!r} here" for name in names
+        )
+        raise DoraError(f"{out}: holds answers of another run ({differ}); {way_out}")
+
+
+@contextlib.contextmanager
+def _claim(out: Path, settings: dict[str, Any], most: int) -> Iterator[tuple[BinaryIO, int]]:
+    """Open the output for appending, and say how many of its `most` lines are there already.
+
+    Raises:
+        DoraError: when it belongs to other settings, is in use, is broken or cannot be written.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = open(out, "a+b")  # noqa: SIM115 - held, with its lock, until the run ends
+    except OSError as error:
+        raise DoraError(
+            f"{out}: cannot be written ({error.strerror}); choose another --out"
+        ) from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DoraError(
+                f"{out}: another process is writing it; wait for it, or choose another --out"
+            ) from None
+        file.seek(0)
+        content = file.read()
+        if content:
+            _check_settings(out, settings)
+        else:
+            write_text(_settings_path(out), json.dumps(settings, indent=1) + "\n")
+        # A killed process may have left half a line.
+        whole = content.rfind(b"\n") + 1
+        file.truncate(whole)
+        lines = content[:whole].splitlines()
+        for number, line in enumerate(lines, 1):
+            try:
+                json.loads(line)
+            except ValueError:
+                raise DoraError(
+                    f"{out}, line {number}: is not JSON; delete {out} to start again"
+                ) from None
+        if len(lines) > most:
+            raise DoraError(
+                f"{out}: has {len(lines)} lines where {most} are due; delete it to start again"
+            )
+        yield file, len(lines)
+
+
+def _seed(seed: int, batch: int) -> int:
+    """Return the seed of a batch: prompts are numbered anew in each, and must not share draws."""
+    digest = hashlib.sha256(f"{seed} {batch}".encode()).digest()
+    return seed if batch == 0 else int.from_bytes(digest[:4], "big")
+
+
+def generate_file(
+    prompts: Path,
+    out: Path,
+    sampling: Sampling,
+    *,
+    model: str | None = None,
+    adapter: Path | None = None,
+    template: str | None = None,
+    stop: Sequence[str] = (),
+    batch_size: int = 16,
+    progress: WorkProgress | None = None,
+) -> int:
+    """Answer every row of a file, or those that an interrupted run left.
+
+    An output line is the row with `completion` (without the space around it), `finish_reason`,
+    `log_prob` (the sum over its tokens, by the model itself) and `tokens` (their number); with
+    `num_samples` over 1 there is a line for each, with its number as `sample`. The answers do not
+    depend on whether the run was interrupted.
+
+    Args:
+        prompts: see `read_rows`.
+        out: written; continued where it holds lines of the same prompts, settings and weights.
+        sampling: see `Sampling`.
+        model: see `load_answerer`.
+        adapter: see `load_answerer`.
+        template: see `load_answerer`.
+        stop: strings that end an answer.
+        batch_size: rows at once, and between two writes.
+        progress: where to show it; standard error by default.
+
+    Returns:
+        The number of lines written now.
+
+    Raises:
+        DoraError: before any work, for a bad row or one that exceeds the model's context (with its
+            line), a model that cannot be loaded, or an output that belongs to something else.
+    """
+    if batch_size < 1:
+        raise DoraError(f"--batch-size must be at least 1; got {batch_size}")
+    rows = read_rows(prompts)
+    _check_out(prompts, out)
+    ready = load_answerer(model, adapter, template)
+    ids = _encode(rows, ready, sampling.max_new_tokens)
+    samples = sampling.num_samples
+    width = max(samples, sampling.num_beams)
+    settings = _settings(rows, ready, sampling, stop, batch_size)
+    written = 0
+    with _claim(out, settings, len(rows) * samples) as (file, done):
+        if done == len(rows) * samples:
+            return 0
+        work = [float(len(row) + sampling.max_new_tokens) for row in ids]
+        with progress or WorkProgress(sum(work)) as shown:
+            shown.skip(sum(work[: done // samples]))
+            shown.part(f"{out.name}")
+            if done:
+                shown.say(f"{out}: goes on after {done} of {len(rows) * samples} lines")
+            # Whole batches, whatever is there of them: the same ones as without the interruption.
+            for start in range(done // samples // batch_size * batch_size, len(rows), batch_size):
+                end = min(start + batch_size, len(rows))
+                seeded = dataclasses.replace(
+                    sampling, seed=_seed(sampling.seed, start // batch_size)
+                )
+                completions = ready.generate(
+                    ids[start:end], seeded, stop=stop, batch_size=batch_size * width
+                )
+                lines = [
+                    line
+                    for place, row in enumerate(rows[start:end])
+                    for line in _lines(row, completions[place * samples : (place + 1) * samples])
+                ]
+                new = lines[max(0, done - start * samples) :]
+                file.write("".join(new).encode())
+                file.flush()
+                os.fsync(file.fileno())
+                written += len(new)
+                shown.advance(sum(work[max(start, done // samples) : end]), f"{end} of {len(rows)}")
+    return written
