@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from dora_jax.decomposition import PRODUCT
 from dora_jax.layers import LOW_RANK, NORMS, Dense, Embed
+from dora_jax.mesh import ROWS, ShardingRules, constrain
 from dora_jax.models.attention import (
     SHARED,
     AttentionKernel,
@@ -48,6 +49,15 @@ _REMAT_POLICIES = {
     ),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+# Columns of what comes in, rows of what goes out: one sum over `tensor` for attention and for MLP.
+SHARDING: ShardingRules = (
+    ("embed_tokens/embedding", ("tensor", "fsdp")),
+    (r"layers/.*/(q|k|v|qkv|gate|up|gate_up)_proj/kernel", ("fsdp", "tensor")),
+    (r"layers/.*/(q|k|v|qkv|gate|up|gate_up)_proj/bias", ("tensor",)),
+    (r"layers/.*/(o|down)_proj/kernel", ("tensor", "fsdp")),
+    ("lm_head/kernel", ("fsdp", "tensor")),
+)
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -125,7 +135,7 @@ class Attention(nn.Module):
                 Dense(heads * F, use_bias=c.qkv_bias, name=f"{name}_proj", **self.dense)(x_BLD)
                 for name, heads in (("q", H), ("k", K), ("v", K))
             )
-        q, k, v = q.reshape(B, L, H, F), k.reshape(B, L, K, F), v.reshape(B, L, K, F)
+        q, k, v = (constrain(x.reshape(B, L, -1, F), ROWS, None, "tensor", None) for x in (q, k, v))
         if c.qk_norm:
             q, k = RMSNorm(name="q_norm", **self.norm)(q), RMSNorm(name="k_norm", **self.norm)(k)
         index = 0 if kind is None else kind
@@ -165,7 +175,7 @@ class MLP(nn.Module):
         else:
             gate = Dense(c.intermediate_size, name="gate_proj", **dense)(x_BLD)
             up = Dense(c.intermediate_size, name="up_proj", **dense)(x_BLD)
-        activated = _ACTIVATIONS[c.hidden_act](gate) * up
+        activated = constrain(_ACTIVATIONS[c.hidden_act](gate) * up, ROWS, None, "tensor")
         return Dense(c.hidden_size, name="down_proj", **dense)(activated)
 
 
@@ -194,7 +204,7 @@ class Block(nn.Module):
         h = MLP(self.config, self.dense, name="mlp")(norm(before_mlp, x_BLD))
         if sandwich:
             h = norm("post_feedforward_layernorm", h)
-        return x_BLD + h, cache
+        return constrain(x_BLD + h, ROWS, None, None), cache
 
 
 class Llama(nn.Module):
@@ -256,6 +266,11 @@ class Llama(nn.Module):
         return self.config.vocab_size
 
     @property
+    def sharding_rules(self) -> ShardingRules:
+        """How the weights are divided over a mesh, see `dora_jax.mesh`."""
+        return SHARDING
+
+    @property
     def head_modules(self) -> tuple[str, ...]:
         """The modules whose parameters `head` uses."""
         return ("embed_tokens",) if self.config.tie_word_embeddings else ("lm_head",)
@@ -309,6 +324,7 @@ class Llama(nn.Module):
         x_BLD = self.embed_tokens(tokens_BL)
         if c.scale_embeddings:
             x_BLD = x_BLD * jnp.asarray(c.hidden_size**0.5, x_BLD.dtype)
+        x_BLD = constrain(x_BLD, ROWS, None, None)
         layers_cache = None if cache is None else (cache.key, cache.value)
         filled: Any
         x_BLD, filled = self.layers(x_BLD, seen, self.kind_of_layer, layers_cache)

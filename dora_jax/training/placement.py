@@ -1,0 +1,139 @@
+"""Which axes of which leaf are divided over the mesh.
+
+A model gives its rules as (path pattern -> axes) for its own weights; adapters, magnitudes and
+norms follow their kernel. An axis that does not divide a leaf's size is left out for that leaf.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dora_jax.decomposition import adapter_layout
+from dora_jax.mesh import ROWS, ShardingRules, fitting_axis
+from dora_jax.partition import ADAPTER_LEAVES, Params, iter_modules, module_specs, weight_name
+from dora_jax.spec import AdapterRules, NormAxis
+
+Axes = tuple[str | None, ...]
+
+
+def _axes_of(path: str, ndim: int, rules: ShardingRules) -> Axes:
+    for pattern, axes in rules:
+        if re.fullmatch(pattern, path):
+            if len(axes) > ndim:
+                raise ValueError(
+                    f"the sharding rule {pattern!r} gives {axes} to {path}, of {ndim} axes"
+                )
+            return (None,) * (ndim - len(axes)) + tuple(axes)
+    return (None,) * ndim
+
+
+def _adapter_axes(
+    kernel: Axes, shapes: Mapping[str, Any], weight: str, norm_axis: NormAxis
+) -> dict[str, Axes]:
+    """Return the axes of an adapter's leaves: those of the kernel's axes that each of them has."""
+    adapter = {name: shapes[name] for name in ADAPTER_LEAVES if name in shapes}
+    if not adapter:
+        return {}
+    stack, in_ndim = adapter_layout(shapes[weight].shape, adapter, norm_axis)
+    split = stack + in_ndim
+    kept = kernel[:stack] + kernel[split:] if norm_axis == "out" else kernel[:split]
+    axes = {
+        "lora_a": (*kernel[:split], None),
+        "lora_b": (*kernel[:stack], None, *kernel[split:]),
+        "magnitude": kept,
+    }
+    return {name: axes[name] for name in adapter}
+
+
+def param_shardings(
+    mesh: Mesh, shapes: Params, sharding: ShardingRules, adapters: AdapterRules | None = None
+) -> Params:
+    """Return the sharding of every parameter.
+
+    Args:
+        mesh: of `MeshConfig.build`.
+        shapes: parameters, or their shapes.
+        sharding: the model's rules; a leaf that none matches is repeated everywhere.
+        adapters: what is tuned, where the parameters hold adapters.
+    """
+    specs = None if adapters is None else module_specs(shapes, adapters)
+    found: dict[tuple[str, ...], NamedSharding] = {}
+    for path, leaves in iter_modules(shapes):
+        weight = weight_name(leaves)
+        prefix = f"{path}/" if path else ""
+        axes = {name: _axes_of(prefix + name, leaf.ndim, sharding) for name, leaf in leaves.items()}
+        if specs is not None:
+            axes |= _adapter_axes(axes[weight], leaves, weight, specs[path].norm_axis)
+        for name, leaf in leaves.items():
+            fitting = [
+                fitting_axis(axis, size, mesh.shape)
+                for axis, size in zip(axes[name], leaf.shape, strict=True)
+            ]
+            key = tuple(filter(None, (*path.split("/"), name)))
+            found[key] = NamedSharding(mesh, PartitionSpec(*fitting))
+    return flax.traverse_util.unflatten_dict(found)
+
+
+def norm_shardings(shardings: Params, norms: Params) -> Params:
+    """Return the shardings of the `norms` collection: those of the magnitudes beside them."""
+    flat = flax.traverse_util.flatten_dict(shardings)
+    return flax.traverse_util.unflatten_dict(
+        {key: flat[(*key[:-1], "magnitude")] for key in flax.traverse_util.flatten_dict(norms)}
+    )
+
+
+def optimizer_shardings(
+    mesh: Mesh, tx: optax.GradientTransformation, trainable: Params, shardings: Params
+) -> Any:
+    """Return the shardings of an optimizer's state: a leaf's moments lie where the leaf does.
+
+    Args:
+        mesh: of the shardings.
+        tx: the optimizer.
+        trainable: the trained leaves, or their shapes.
+        shardings: theirs.
+    """
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def of_param(moment: Any, leaf: Any, sharding: NamedSharding) -> NamedSharding:
+        # Factored moments (Adafactor's) have another shape.
+        return sharding if moment.shape == leaf.shape else everywhere
+
+    return optax.tree.map_params(
+        tx,
+        of_param,
+        jax.eval_shape(tx.init, trainable),
+        trainable,
+        shardings,
+        transform_non_params=lambda _: everywhere,
+    )
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Return the sharding of a batch: its rows are divided over data and fsdp."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Put arrays where they belong; each process gives the whole, and keeps its part.
+
+    Args:
+        tree: of arrays, the same in every process.
+        shardings: of the same structure, or one for all.
+    """
+    if not isinstance(shardings, NamedSharding):
+        return jax.tree.map(_put, tree, shardings)
+    return jax.tree.map(lambda x: _put(x, shardings), tree)
+
+
+def _put(x: Any, sharding: NamedSharding) -> jax.Array:
+    if sharding.is_fully_addressable:
+        return jax.device_put(x, sharding)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
