@@ -15,11 +15,11 @@ from dora_jax.decomposition import compose as compose
 from dora_jax.decomposition import decompose as decompose
 from dora_jax.decomposition import merge_kernel as merge_kernel
 from dora_jax.errors import DoraError as DoraError
+from dora_jax.factored_norm import adapted_norm as adapted_norm
 from dora_jax.generation import AdapterBank as AdapterBank
 from dora_jax.generation import Completion as Completion
 from dora_jax.generation import Sampling as Sampling
 from dora_jax.generation import generate as generate
-from dora_jax.factored_norm import adapted_norm as adapted_norm
 from dora_jax.partition import combine as combine
 from dora_jax.partition import masked_optimizer as masked_optimizer
 from dora_jax.partition import partition as partition

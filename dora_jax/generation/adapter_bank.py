@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from dora_jax.factored_norm import adapted_norm
 from dora_jax.decomposition import adapter_layout, column_sq_norm, magnitude_scale
 from dora_jax.errors import DoraError
+from dora_jax.factored_norm import adapted_norm
 from dora_jax.generation.row_adapters import ROW_A, ROW_B, ROW_IN, ROW_OUT
 from dora_jax.partition import Params, adapter_leaves, iter_modules, module_specs, weight_name
 from dora_jax.spec import AdapterRules, AdapterSpec
@@ -160,6 +160,7 @@ def _check_kind(where: str, spec: AdapterSpec, weight: str) -> None:
 
 
 def _part(kernel: Array, leaves: dict[str, Array], spec: AdapterSpec) -> _Part:
+    adapter_layout(kernel.shape, leaves, spec.norm_axis)  # checks the shapes
     b = leaves.get("lora_b")
     return _Part(
         leaves.get("lora_a"),

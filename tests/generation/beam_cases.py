@@ -23,6 +23,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "penalty": {"repetition_penalty": 1.3, "length_penalty": 0.7},
     "endless": {"stop_ids": ()},
 }
+CASES = [("llama", name) for name in SETTINGS]
+CASES += [(f, name) for f in FAMILIES[1:] for name in ("plain", "long", "early", "penalty")]
 
 # Every prompt has the padding's token: transformers' repetition penalty counts padding as text.
 _RNG = np.random.default_rng(3)

@@ -7,9 +7,18 @@ import pytest
 
 from dora_jax.checkpoint.hf import read_hf_folder
 from dora_jax.generation import Sampling, generate, generate_ids
+from dora_jax.models.config import LlamaConfig
 from dora_jax.models.llama import Llama
 from tests.generation import beam_cases
-from tests.generation.beam_cases import BEAMS, FAMILIES, NEW_TOKENS, PROMPTS, SETTINGS, STOP_IDS
+from tests.generation.beam_cases import (
+    BEAMS,
+    CASES,
+    FAMILIES,
+    NEW_TOKENS,
+    PROMPTS,
+    SETTINGS,
+    STOP_IDS,
+)
 from tests.models.families import write_folder
 from tests.tiny import CONFIG, base_params
 
@@ -29,12 +38,7 @@ def search(family, settings, **asked):
     return generate(*loaded(family), PROMPTS, sampling, stop_ids=stop_ids, **asked)
 
 
-every_case = pytest.mark.parametrize(
-    ("family", "name"), [(family, name) for family in FAMILIES for name in SETTINGS]
-)
-
-
-@every_case
+@pytest.mark.parametrize(("family", "name"), CASES)
 def test_every_beam_is_transformers(family, name):
     expected = beam_cases.golden()[family][name]
     found = search(family, SETTINGS[name])
@@ -49,8 +53,8 @@ def test_every_beam_is_transformers(family, name):
 def test_the_golden_searches_differ_and_end():
     golden = beam_cases.golden()
     for family in FAMILIES:
-        texts = {name: str(golden[family][name]["texts"]) for name in SETTINGS}
-        assert len(set(texts.values())) >= 4
+        texts = {name: str(found["texts"]) for name, found in golden[family].items()}
+        assert len(set(texts.values())) >= 3
         lengths = [len(t) for row in golden[family]["plain"]["texts"] for t in row]
         assert min(lengths) < NEW_TOKENS
 
@@ -90,10 +94,11 @@ def test_log_probs_are_the_model_s_and_sum_to_the_score():
 
 def test_enough_beams_find_the_likeliest_text_of_all():
     # With as many beams as there are tokens, two steps of beam search are exhaustive.
-    model, variables = Llama(CONFIG), {"params": base_params()}
-    (found,) = generate_ids(model, variables, [[5, 6]], Sampling(2, num_beams=101), ())
+    config = LlamaConfig(**{**vars(CONFIG), "vocab_size": 23})
+    model, variables = Llama(config), {"params": base_params(config)}
+    (found,) = generate_ids(model, variables, [[5, 6]], Sampling(2, num_beams=23), ())
     first = np.asarray(model.apply(variables, np.array([[5, 6]])))[0, -1]
-    rows = np.array([[5, 6, token] for token in range(101)])
+    rows = np.array([[5, 6, token] for token in range(23)])
     second = np.asarray(model.apply(variables, rows))[:, -1]
 
     def log_softmax(x):
