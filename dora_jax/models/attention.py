@@ -74,12 +74,16 @@ def write_places(cache: Cache, new: Places) -> Cache:
 
 
 def write_slots(
-    old_BKSF: Array, new_BLKF: Array, cache_length: Int[Array, ""]
-) -> Float[Array, "b k s f"]:
-    """Return one layer's keys or values with those of new tokens in it."""
-    start = (0, 0, cache_length % old_BKSF.shape[2], 0)
-    new_BKLF = new_BLKF.swapaxes(1, 2).astype(old_BKSF.dtype)
-    return jax.lax.dynamic_update_slice(old_BKSF, new_BKLF, start)
+    all_NBKSF: Array, layer: Int[Array, ""], new_BLKF: Array, cache_length: Int[Array, ""]
+) -> Float[Array, "n b k s f"]:
+    """Return all layers' keys or values with those of new tokens in one layer's.
+
+    All layers' are passed along, so that the new ones are written in place: a scan that takes the
+    cache apart and puts it together again copies it for each token.
+    """
+    start = (layer, 0, 0, cache_length % all_NBKSF.shape[3], 0)
+    new_NBKLF = new_BLKF.swapaxes(1, 2).astype(all_NBKSF.dtype)[None]
+    return jax.lax.dynamic_update_slice(all_NBKSF, new_NBKLF, start)
 
 
 def visible(query: Places, key: Places, window: int | None) -> Bool[Array, "b l s"]:

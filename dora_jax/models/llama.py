@@ -90,6 +90,22 @@ class Seen(NamedTuple):
     cache_length: Array | None
 
 
+class Layer(NamedTuple):
+    """Which layer it is.
+
+    Attributes:
+        number: from 0.
+        kind: the index of its kind in `Seen`; None where there is one kind.
+    """
+
+    number: Array
+    kind: Array | None
+
+
+# A layer's input (B, L, D), and all layers' cached keys and values, if there are any.
+Carry = tuple[Array, tuple[Array, Array] | None]
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale, computed in float32.
 
@@ -122,8 +138,8 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BLD: Array, seen: Seen, kind: Array | None, cache: tuple[Array, Array] | None
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+        self, x_BLD: Array, seen: Seen, layer: Layer, cache: tuple[Array, Array] | None
+    ) -> Carry:
         c = self.config
         H, K, F = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         B, L, _ = x_BLD.shape
@@ -138,7 +154,7 @@ class Attention(nn.Module):
         q, k, v = (constrain(x.reshape(B, L, -1, F), ROWS, None, "tensor", None) for x in (q, k, v))
         if c.qk_norm:
             q, k = RMSNorm(name="q_norm", **self.norm)(q), RMSNorm(name="k_norm", **self.norm)(k)
-        index = 0 if kind is None else kind
+        index = 0 if layer.kind is None else layer.kind
         q, k = rotate(q, seen.rotations[index]), rotate(k, seen.rotations[index])
         visible_BLS = None if seen.visible is None else seen.visible[index]
         options: dict[str, Any] = {"scale": c.attention_scale, "softcap": c.attn_logit_softcapping}
@@ -149,11 +165,14 @@ class Attention(nn.Module):
         else:
             assert visible_BLS is not None
             assert seen.cache_length is not None
-            key, value = (
-                write_slots(old, new, seen.cache_length)
-                for old, new in zip(cache, (k, v), strict=True)
+            cache = (
+                write_slots(cache[0], layer.number, k, seen.cache_length),
+                write_slots(cache[1], layer.number, v, seen.cache_length),
             )
-            cache = (key, value)
+            key, value = (
+                jax.lax.dynamic_index_in_dim(all_layers, layer.number, keepdims=False)
+                for all_layers in cache
+            )
             y = attend_slots(q, key.astype(q.dtype), value.astype(q.dtype), visible_BLS, **options)
         y = checkpoint_name(y.reshape(B, L, H * F), PRODUCT)
         return Dense(c.hidden_size, use_bias=c.o_bias, name="o_proj", **self.dense)(y), cache
@@ -188,15 +207,15 @@ class Block(nn.Module):
     attention: AttentionKernel
 
     @nn.compact
-    def __call__(
-        self, x_BLD: Array, seen: Seen, kind: Array | None, cache: tuple[Array, Array] | None
-    ) -> tuple[Array, tuple[Array, Array] | None]:
+    def __call__(self, carry: Carry, seen: Seen, layer: Layer) -> tuple[Carry, None]:
+        x_BLD, cache = carry
+
         def norm(name: str, h: Array) -> Array:
             return RMSNorm(name=name, **self.norm)(h)
 
         sandwich = self.config.sandwich_norms
         attention = Attention(self.config, self.dense, self.norm, self.attention, name="self_attn")
-        attended, cache = attention(norm("input_layernorm", x_BLD), seen, kind, cache)
+        attended, cache = attention(norm("input_layernorm", x_BLD), seen, layer, cache)
         if sandwich:
             attended = norm("post_attention_layernorm", attended)
         x_BLD = x_BLD + attended
@@ -204,7 +223,7 @@ class Block(nn.Module):
         h = MLP(self.config, self.dense, name="mlp")(norm(before_mlp, x_BLD))
         if sandwich:
             h = norm("post_feedforward_layernorm", h)
-        return constrain(x_BLD + h, ROWS, None, None), cache
+        return (constrain(x_BLD + h, ROWS, None, None), cache), None
 
 
 class Llama(nn.Module):
@@ -249,12 +268,13 @@ class Llama(nn.Module):
             block,
             variable_axes={"params": 0, NORMS: 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0),
             length=c.num_hidden_layers,
         )
         self.kinds = kinds
         # An index that is known needs no gather of masks and rotations in each layer.
-        self.kind_of_layer = None if len(kinds) == 1 else jnp.array(indices)
+        kind_of_layer = None if len(kinds) == 1 else jnp.array(indices)
+        self.each_layer = Layer(jnp.arange(c.num_hidden_layers), kind_of_layer)
         self.layers = scanned(c, dense, norm, self.attention)
         self.norm = RMSNorm(**norm)
         if not c.tie_word_embeddings:
@@ -327,7 +347,7 @@ class Llama(nn.Module):
         x_BLD = constrain(x_BLD, ROWS, None, None)
         layers_cache = None if cache is None else (cache.key, cache.value)
         filled: Any
-        x_BLD, filled = self.layers(x_BLD, seen, self.kind_of_layer, layers_cache)
+        (x_BLD, filled), _ = self.layers((x_BLD, layers_cache), seen, self.each_layer)
         if cache is not None:
             key, value = filled
             cache = Cache(key, value, cache.places, cache.length + tokens_BL.shape[1])
