@@ -37,7 +37,9 @@ from dora_jax.spec import AdapterSpec, Init, NormAxis
 _SMALLEST_SCALE = 2.0**-100
 
 
-PRODUCT = "product"  # what a checkpoint policy may call the results of products with W
+# What a checkpoint policy may call results: of products with W and of attention, and those of x A
+# and W^T A.
+PRODUCT, LOW_RANK = "product", "low_rank"
 
 
 class Decomposition(NamedTuple):

@@ -11,9 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from dora_jax.decomposition import column_sq_norm
+from dora_jax.decomposition import LOW_RANK, column_sq_norm
 from dora_jax.kernel_layout import (
     KernelLayout,
     as_matrix,
@@ -128,23 +130,24 @@ class _SumOver(NamedTuple):
         return as_matrix(kernel, stack, stack + in_ndim)
 
 
-def _factored_sq_norm(
-    over: _SumOver, kernel: Array, left: Array, right: Array, base: Array
-) -> tuple[Array, Array]:
-    """Return ||V||^2 = base + 2 <W^T A, B> + <B, (A^T A) B>, s within A, and its squares alone."""
-    projected = _projected(over.matrix(kernel), left, over.norm_axis)
+def _squares(left: Array, right: Array, base: Array) -> Array:
+    """Return base + <B, (A^T A) B>, s within A: the terms that cannot cancel."""
     gram = jnp.einsum("sir,siq->srq", left, left, precision="highest")
-    turned = jnp.einsum("srq,sqk->srk", gram, right, precision="highest")
-    squares = base + jnp.sum(right * turned, axis=1)
-    return squares + 2 * jnp.sum(projected * right, axis=1), squares
+    gram_right = jnp.einsum("srq,sqk->srk", gram, right, precision="highest")
+    return base + jnp.sum(right * gram_right, axis=1)
+
+
+def _cross(projected: Array, right: Array) -> Array:
+    """Return 2 <W^T A, B>."""
+    return 2 * jnp.sum(projected * right, axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sq_norm(over: _SumOver, kernel: Array, left: Array, right: Array, base: Array) -> Array:
     """Return ||V||^2, (stack, kept), by the chosen path.
 
-    Where the factored sum has lost its digits to cancellation, such stacks of kernels (only they,
-    at run time) take the direct one.
+    Where a column of the factored sum has lost its digits to cancellation, this call's kernels
+    take the direct one, at run time.
 
     Args:
         over: path and layout.
@@ -154,19 +157,29 @@ def _sq_norm(over: _SumOver, kernel: Array, left: Array, right: Array, base: Arr
         right: (stack, r, kept).
         base: (stack, kept), ||W||^2.
     """
+    return _with_projected(over, kernel, left, right, base)[0]
+
+
+def _with_projected(
+    over: _SumOver, kernel: Array, left: Array, right: Array, base: Array
+) -> tuple[Array, Array | None]:
+    """Return ||V||^2, and the product with W that the factored form took."""
 
     def direct(kernel: Array, left: Array, right: Array) -> Array:
         return _direct_sq_norm(over.matrix(kernel), left, right, over.norm_axis)
 
     if over.path == "direct":
-        return direct(kernel, left, right)
-    sq_norm, squares = _factored_sq_norm(over, kernel, left, right, base)
-    return jax.lax.cond(
-        jnp.any(sq_norm < _CANCELLED_SHARE * squares),
+        return direct(kernel, left, right), None
+    projected = checkpoint_name(_projected(over.matrix(kernel), left, over.norm_axis), LOW_RANK)
+    squares = _squares(left, right, base)
+    factored = squares + _cross(projected, right)
+    sq_norm = jax.lax.cond(
+        jnp.any(factored < _CANCELLED_SHARE * squares),
         lambda w, lo, hi, _: direct(w, lo, hi),
         lambda w, lo, hi, factored: factored,
-        *(kernel, left, right, sq_norm),
+        *(kernel, left, right, factored),
     )
+    return sq_norm, projected
 
 
 def _sq_norm_forward(over: _SumOver, *args: Any) -> tuple[Array, tuple]:
@@ -174,13 +187,33 @@ def _sq_norm_forward(over: _SumOver, *args: Any) -> tuple[Array, tuple]:
     moves = list(moving(args))
     if over.detach_kernel:
         moves[0] = None
-    return _sq_norm(over, *values), (values, moves)
+    sq_norm, projected = _with_projected(over, *values)
+    return sq_norm, (values, projected, moves)
 
 
 def _sq_norm_backward(over: _SumOver, residuals: tuple, g: Any) -> tuple:
-    """Differentiate the factored form by what moves alone: A B is not formed, nor dW unasked."""
-    values, moves = residuals
-    return pull_back(lambda *args: _factored_sq_norm(over, *args)[0], values, moves, g)
+    """Differentiate the factored form by what moves alone: A B is not formed, nor dW unasked.
+
+    Its product with W is kept, of r numbers a column, and not computed again.
+    """
+    (kernel, left, right, base), projected, moves = residuals
+    if isinstance(g, SymbolicZero):
+        return (None,) * 4
+
+    def project(kernel: Array, left: Array) -> Array:
+        return _projected(over.matrix(kernel), left, over.norm_axis)
+
+    if projected is None:
+        projected = project(kernel, left)
+    by_left, by_right, by_base = pull_back(_squares, (left, right, base), moves[1:], g)
+    by_projected, by_right_too = jax.vjp(_cross, projected, right)[1](g)
+    by_kernel, by_left_too = pull_back(project, (kernel, left), moves[:2], by_projected)
+    return (
+        by_kernel,
+        None if by_left is None else by_left + by_left_too,
+        None if by_right is None else by_right + by_right_too,
+        by_base,
+    )
 
 
 _sq_norm.defvjp(_sq_norm_forward, _sq_norm_backward, symbolic_zeros=True)

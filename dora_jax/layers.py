@@ -29,6 +29,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.custom_derivatives import SymbolicZero
 
 from dora_jax.decomposition import (
+    LOW_RANK,
     PRODUCT,
     column_norm,
     column_sq_norm,
@@ -43,7 +44,6 @@ from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 
 Adapter = AdapterSpec | AdapterRules | None
 NORMS = "norms"
-LOW_RANK = "low_rank"  # what a checkpoint policy may call the results of x A
 
 
 def _spec_of(module: nn.Module, adapter: Adapter, weight: str) -> AdapterSpec:

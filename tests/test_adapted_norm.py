@@ -258,3 +258,21 @@ def test_no_device_gathers_a_sharded_kernel():
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_gradient_takes_one_more_product_with_the_kernel():
+    """That by A alone: what the forward took for B's is kept."""
+    n, r = 256, 4
+    kernel, a, b = (jnp.ones(shape) for shape in ((n, n), (n, r), (r, n)))
+    base = column_sq_norm(kernel)
+
+    def total(a, b):
+        return jnp.sum(adapted_norm(kernel, a, b, 1.0, kernel_sq_norm=base, detach_kernel=True))
+
+    def flops(function):
+        return jax.jit(function).lower(a, b).compile().cost_analysis()["flops"]
+
+    product = 2 * n * n * r
+    # The direct norm, in the branch for kernels that cancel, is counted in both.
+    extra = flops(jax.grad(total, argnums=(0, 1))) - flops(total)
+    assert 1 <= extra / product < 1.5

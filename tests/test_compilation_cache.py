@@ -66,3 +66,13 @@ def test_a_second_process_compiles_nothing(tmp_path):
     ]
     assert [hit for _, hit in outputs] == ["False", "True"]
     assert list(Path(outputs[0][0]).iterdir())
+
+
+def test_the_command_turns_it_on(monkeypatch, capsys):
+    from dora_jax import cli, compilation_cache
+
+    called = []
+    monkeypatch.setattr(compilation_cache, "enable_compilation_cache", lambda: called.append(True))
+    monkeypatch.setitem(cli._COMMANDS, "models", lambda argv: None)
+    cli.main(["models"])
+    assert called == [True]

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from dora_jax.decomposition import PRODUCT
-from dora_jax.layers import LOW_RANK, NORMS, Dense, Embed
+from dora_jax.decomposition import LOW_RANK, PRODUCT
+from dora_jax.layers import NORMS, Dense, Embed
 from dora_jax.mesh import ROWS, ShardingRules, constrain
 from dora_jax.models.attention import (
     SHARED,
