@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dora_jax.generation.row_adapters import row_adapters
 from dora_jax.generation.sampling import Filters, Knobs, choose
 from dora_jax.models.attention import PADDING, SHARED, Cache
-from dora_jax.models.llama import Llama, init_cache
+from dora_jax.models.llama import Llama
 
 
 class Prompts(NamedTuple):
@@ -67,7 +67,7 @@ def hidden_states(
     tokens: Int[Array, "b l"],
     positions: Int[Array, "b l"],
     segments: Int[Array, "b l"] | None,
-    cache: Cache,
+    cache: Cache | int,
 ) -> tuple[Float[Array, "b l d"], Cache]:
     """Run the model's trunk, each row by its own adapter if `variables` has such."""
     with row_adapters():
@@ -88,12 +88,11 @@ def read_prompts(
     model: Llama, variables: Any, prompts: Prompts, slots: int
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Return the logits behind each prompt, and the cache with the prompts in it."""
-    B, L = prompts.tokens.shape
+    L = prompts.tokens.shape[1]
     places_BL = jnp.arange(L) - (L - prompts.lengths[:, None])
     segments_BL = jnp.where(places_BL < 0, PADDING, SHARED)
-    cache = init_cache(model.config, B, slots, model.dtype)
     hidden_BLD, cache = hidden_states(
-        model, variables, prompts.tokens, jnp.maximum(places_BL, 0), segments_BL, cache
+        model, variables, prompts.tokens, jnp.maximum(places_BL, 0), segments_BL, slots
     )
     return head(model, variables, hidden_BLD[:, -1]), cache
 

@@ -12,6 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 AttentionKernel = Literal["xla", "cudnn"]
 
+# Blocks of queries: small ones compute less in vain, many ones make the program long.
+_LEAST_BLOCK, _MOST_BLOCKS = 64, 8
+
 SHARED = 0  # the segment of a prefix, which every segment sees
 PADDING = -1  # the segment of padding, seen by padding alone
 _EMPTY = -2  # of a cache's slots that hold nothing
@@ -74,7 +77,7 @@ def write_places(cache: Cache, new: Places) -> Cache:
 
 
 def write_slots(
-    all_NBKSF: Array, layer: Int[Array, ""], new_BLKF: Array, cache_length: Int[Array, ""]
+    all_NBKSF: Array, layer: Int[Array, ""], new_BLKF: Array, cache_length: Int[Array, ""] | int
 ) -> Float[Array, "n b k s f"]:
     """Return all layers' keys or values with those of new tokens in one layer's.
 
@@ -97,52 +100,43 @@ def visible(query: Places, key: Places, window: int | None) -> Bool[Array, "b l 
 
 def attend(
     q_BLHF: Array,
-    k_BSKF: Array,
-    v_BSKF: Array,
-    visible_BLS: Array | None,
+    k_BLKF: Array,
+    v_BLKF: Array,
+    visible_BLL: Array,
     *,
     scale: float,
     softcap: float | None,
-    window: int | None,
-    kernel: AttentionKernel,
 ) -> Float[Array, "b l h f"]:
     """Return each query's mean of the values that it sees, weighted by softmax.
 
+    Queries are taken in blocks, each with the keys up to its end alone: half of the products and of
+    the softmax would be of keys that nobody sees.
+
     Args:
         q_BLHF: queries.
-        k_BSKF: keys; every H / K query heads share one.
-        v_BSKF: values.
-        visible_BLS: see `visible`; None is plain causal attention of as many keys, in `window`.
+        k_BLKF: keys of the same tokens; every H / K query heads share one.
+        v_BLKF: values.
+        visible_BLL: see `visible`; B may be 1. No key behind its query is seen.
         scale: multiplies the products of queries and keys.
         softcap: bounds the products by softcap * tanh(product / softcap).
-        window: see `visible`, which has it already where it is given.
-        kernel: how plain causal attention is computed.
     """
-    if softcap is None:
-        is_plain = visible_BLS is None
-        return jax.nn.dot_product_attention(
-            q_BLHF,
-            k_BSKF,
-            v_BSKF,
-            mask=None if visible_BLS is None else visible_BLS[:, None],
-            scale=scale,
-            is_causal=is_plain,
-            local_window_size=(window - 1, 0) if is_plain and window is not None else None,
-            implementation=kernel if is_plain else "xla",
+    length = q_BLHF.shape[1]
+    keys, values = k_BLKF.swapaxes(1, 2), v_BLKF.swapaxes(1, 2)
+    block = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
+    blocks = []
+    for start in range(0, length, block):
+        own, so_far = slice(start, start + block), slice(0, start + block)
+        blocks.append(
+            attend_slots(
+                q_BLHF[:, own],
+                keys[:, :, so_far],
+                values[:, :, so_far],
+                visible_BLL[:, own, so_far],
+                scale=scale,
+                softcap=softcap,
+            )
         )
-    if visible_BLS is None:
-        rows, length = q_BLHF.shape[:2]
-        positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
-        places = Places(positions, jnp.zeros_like(positions))
-        visible_BLS = visible(places, places, window)
-    return attend_slots(
-        q_BLHF,
-        k_BSKF.swapaxes(1, 2),
-        v_BSKF.swapaxes(1, 2),
-        visible_BLS,
-        scale=scale,
-        softcap=softcap,
-    )
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
 
 
 def attend_slots(

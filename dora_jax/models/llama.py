@@ -80,9 +80,10 @@ class Seen(NamedTuple):
     """What a layer needs to know of the tokens, for each kind of layer on a leading axis.
 
     Attributes:
-        rotations: (kinds, 2, B, L, f).
-        visible: (kinds, B, L, S), or None for plain causal attention.
-        cache_length: of the cache before these tokens, or None without a cache.
+        rotations: (kinds, 2, B, L, f); B is 1 where all rows stand alike.
+        visible: (kinds, B, L, S), of the cache's slots, or of these tokens where they are the
+            first; None for plain causal attention by cuDNN.
+        cache_length: of the cache before these tokens; None without a cache, or an empty one.
     """
 
     rotations: Array
@@ -134,7 +135,6 @@ class Attention(nn.Module):
     config: LlamaConfig
     dense: dict[str, Any]
     norm: dict[str, Any]
-    kernel: AttentionKernel
 
     @nn.compact
     def __call__(
@@ -156,24 +156,34 @@ class Attention(nn.Module):
             q, k = RMSNorm(name="q_norm", **self.norm)(q), RMSNorm(name="k_norm", **self.norm)(k)
         index = 0 if layer.kind is None else layer.kind
         q, k = rotate(q, seen.rotations[index]), rotate(k, seen.rotations[index])
-        visible_BLS = None if seen.visible is None else seen.visible[index]
         options: dict[str, Any] = {"scale": c.attention_scale, "softcap": c.attn_logit_softcapping}
-        if cache is None:
-            # Without a mask there is one kind of layer alone.
-            window = c.layer_kinds()[0][0].window
-            y = attend(q, k, v, visible_BLS, window=window, kernel=self.kernel, **options)
-        else:
-            assert visible_BLS is not None
-            assert seen.cache_length is not None
+        if cache is not None:
+            length = 0 if seen.cache_length is None else seen.cache_length
             cache = (
-                write_slots(cache[0], layer.number, k, seen.cache_length),
-                write_slots(cache[1], layer.number, v, seen.cache_length),
+                write_slots(cache[0], layer.number, k, length),
+                write_slots(cache[1], layer.number, v, length),
             )
+        if seen.visible is None:
+            window = c.layer_kinds()[0][0].window  # of the one kind that there is
+            y = jax.nn.dot_product_attention(
+                q,
+                k,
+                v,
+                scale=c.attention_scale,
+                is_causal=True,
+                local_window_size=None if window is None else (window - 1, 0),
+                implementation="cudnn",
+            )
+        elif cache is None or seen.cache_length is None:
+            y = attend(q, k, v, seen.visible[index], **options)
+        else:
             key, value = (
                 jax.lax.dynamic_index_in_dim(all_layers, layer.number, keepdims=False)
                 for all_layers in cache
             )
-            y = attend_slots(q, key.astype(q.dtype), value.astype(q.dtype), visible_BLS, **options)
+            y = attend_slots(
+                q, key.astype(q.dtype), value.astype(q.dtype), seen.visible[index], **options
+            )
         y = checkpoint_name(y.reshape(B, L, H * F), PRODUCT)
         return Dense(c.hidden_size, use_bias=c.o_bias, name="o_proj", **self.dense)(y), cache
 
@@ -204,7 +214,6 @@ class Block(nn.Module):
     config: LlamaConfig
     dense: dict[str, Any]
     norm: dict[str, Any]
-    attention: AttentionKernel
 
     @nn.compact
     def __call__(self, carry: Carry, seen: Seen, layer: Layer) -> tuple[Carry, None]:
@@ -214,7 +223,7 @@ class Block(nn.Module):
             return RMSNorm(name=name, **self.norm)(h)
 
         sandwich = self.config.sandwich_norms
-        attention = Attention(self.config, self.dense, self.norm, self.attention, name="self_attn")
+        attention = Attention(self.config, self.dense, self.norm, name="self_attn")
         attended, cache = attention(norm("input_layernorm", x_BLD), seen, layer, cache)
         if sandwich:
             attended = norm("post_attention_layernorm", attended)
@@ -275,7 +284,7 @@ class Llama(nn.Module):
         # An index that is known needs no gather of masks and rotations in each layer.
         kind_of_layer = None if len(kinds) == 1 else jnp.array(indices)
         self.each_layer = Layer(jnp.arange(c.num_hidden_layers), kind_of_layer)
-        self.layers = scanned(c, dense, norm, self.attention)
+        self.layers = scanned(c, dense, norm)
         self.norm = RMSNorm(**norm)
         if not c.tie_word_embeddings:
             self.lm_head = Dense(c.vocab_size, use_bias=False, **dense)
@@ -300,7 +309,7 @@ class Llama(nn.Module):
         tokens_BL: Int[Array, "b l"],
         positions_BL: Int[Array, "b l"] | None = None,
         segments_BL: Int[Array, "b l"] | None = None,
-        cache: Cache | None = None,
+        cache: Cache | int | None = None,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         """Run the trunk.
 
@@ -312,24 +321,31 @@ class Llama(nn.Module):
                 prefix that all share; -1 is padding. By default one sequence a row, which is all
                 that right-padded rows need.
             cache: keys and values so far; the new ones are written after them, and must fit: at
-                once, when they are more than one.
+                once, when they are more than one. A number is that of the slots of a new cache,
+                at least as many as tokens.
 
         Returns:
             The normalised hidden states (B, L, D), and the cache with these tokens in it.
         """
         c = self.config
+        batch, length = tokens_BL.shape
         is_plain = segments_BL is None and cache is None and positions_BL is None
+        is_first = cache is None or isinstance(cache, int)
+        if isinstance(cache, int):
+            cache = init_cache(c, batch, cache, self.dtype)
+        rows = 1 if is_plain else batch
         if positions_BL is None:
             first = 0 if cache is None else cache.length
-            positions_BL = jnp.broadcast_to(first + jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+            positions_BL = jnp.broadcast_to(first + jnp.arange(length), (rows, length))
         if segments_BL is None:
-            segments_BL = jnp.full_like(tokens_BL, SHARED)
+            segments_BL = jnp.full((rows, length), SHARED)
         places = Places(positions_BL, segments_BL)
         if cache is not None:
             cache = write_places(cache, places)
         visible_KBLS = None
-        if not is_plain or len(self.kinds) > 1:
-            keys = places if cache is None else cache.places
+        by_cudnn = self.attention == "cudnn" and is_plain and c.attn_logit_softcapping is None
+        if not by_cudnn or len(self.kinds) > 1:
+            keys = places if cache is None or is_first else cache.places
             visible_KBLS = jnp.stack([visible(places, keys, kind.window) for kind in self.kinds])
         seen = Seen(
             jnp.stack(
@@ -339,7 +355,7 @@ class Llama(nn.Module):
                 ]
             ),
             visible_KBLS,
-            None if cache is None else cache.length,
+            None if cache is None or is_first else cache.length,
         )
         x_BLD = self.embed_tokens(tokens_BL)
         if c.scale_embeddings:
@@ -350,7 +366,7 @@ class Llama(nn.Module):
         (x_BLD, filled), _ = self.layers((x_BLD, layers_cache), seen, self.each_layer)
         if cache is not None:
             key, value = filled
-            cache = Cache(key, value, cache.places, cache.length + tokens_BL.shape[1])
+            cache = Cache(key, value, cache.places, cache.length + length)
         return self.norm(x_BLD), cache
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
