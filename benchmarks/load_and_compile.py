@@ -2,8 +2,10 @@
 
 python -m benchmarks.load_and_compile --model FOLDER_OR_NAME --batch 1 --seq 128; without --model a
 folder of random weights of --shape is written first. Prints one JSON line: the moments since the
-command at which imports, weights, device, compiled step and first step were ready, with a cold and
-with a warm compilation cache of JAX's defaults (the weights' pages may be cached both times).
+command at which imports, device, weights on it, compiled step and first step were ready, with a
+cold and with a warm compilation cache of JAX's defaults (the weights' pages may be cached both
+times). `load_peak_to_weights` is how far this process's memory rose at most while the weights were
+read straight to the device, over their size: 1 is nothing but the weights, on a CPU.
 """
 
 import argparse
@@ -17,13 +19,12 @@ from typing import Any
 
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from benchmarks.arguments import add_setting, setting_of
-from benchmarks.processes import json_lines_of, peak_rss_bytes
+from benchmarks.processes import json_lines_of, measure_peak_from_here, peak_rss_bytes
 from benchmarks.shapes import SHAPES
 from benchmarks.training_step import build_step, device, time_alternately
 from dora_jax.checkpoint.hf import write_hf_folder
@@ -64,17 +65,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
     mark("imported_s")
     jax.config.update("jax_compilation_cache_dir", str(args.cache))
-    pretrained = load_pretrained(args.model, dtype=args.dtype)
-    mark("loaded_s")
-    base = jax.block_until_ready(jax.tree.map(jnp.asarray, pretrained.params))
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    mark("device_s")
+    before = measure_peak_from_here()
+    pretrained = load_pretrained(args.model, dtype=args.dtype, sharding=sharding)
+    base = jax.block_until_ready(pretrained.params)
     mark("on_device_s")
+    rise = None if before is None else max(peak_rss_bytes() - before, 0)
     SHAPES["loaded"] = pretrained.config
     step = build_step(setting_of(args, model="loaded"), base)
     mark("compiled_s")
     step.run()
     mark("first_step_s")
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
-    peak = peak_rss_bytes()
+    peak = peak_rss_bytes()  # since the weights began to be read, where that can be told
     (times,) = time_alternately([step.run], args.steps)
     return {
         **moments,
@@ -83,6 +87,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "peak_rss_bytes": peak,
         "weights_bytes": weights,
         "peak_to_weights": peak / weights,
+        "load_peak_bytes": rise,
+        "load_peak_to_weights": None if rise is None else rise / weights,
     } | device()
 
 

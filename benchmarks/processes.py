@@ -56,14 +56,34 @@ def json_lines_of(
             raise RuntimeError(f"{module} ended with {code}: {log.read()[-2000:].strip()}")
 
 
+_STATUS = Path("/proc/self/status")
+
+
+def _memory(field: str) -> int:
+    """Return a field of Linux's process status, in bytes."""
+    (line,) = (s for s in _STATUS.read_text().splitlines() if s.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
 def peak_rss_bytes() -> int:
     """Return this program's highest resident memory so far.
 
     On Linux not `ru_maxrss`, which in a child starts from its parent's.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        (line,) = (s for s in status.read_text().splitlines() if s.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
+    if _STATUS.exists():
+        return _memory("VmHWM")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure_peak_from_here() -> int | None:
+    """Forget the highest resident memory so far, and return the present one.
+
+    What `peak_rss_bytes` returns is then the peak since. None where that cannot be done: it takes
+    Linux, and a system that lets a process forget its own peak.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _memory("VmRSS")

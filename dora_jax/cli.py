@@ -33,7 +33,8 @@ _USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
   dora-jax generate --prompts FILE.jsonl --out FILE.jsonl
   dora-jax chat [--model NAME] [--adapter FOLDER ...]
   dora-jax merge --adapter FOLDER --out FOLDER      a plain Hugging Face folder
-  dora-jax models [--pull NAME]                     known models, and what is cached
+  dora-jax models                                   known models, and what is cached
+  dora-jax models pull NAME                         fetch one; interrupted, it continues
 
 Any of them takes --help. Runs go to runs/; the same command again continues an interrupted one."""
 
@@ -54,10 +55,15 @@ class MergeArgs:
 
 @dataclass(frozen=True)
 class ModelsArgs:
-    """List the models known by name, and which are cached."""
+    """List the known models, and what is cached. `dora-jax models pull NAME` fetches one."""
 
-    pull: str | None = None
-    """Fetch this model into the cache."""
+
+@dataclass(frozen=True)
+class PullArgs:
+    """Fetch a model into the cache. Interrupted, the same command goes on where it stopped."""
+
+    name: tyro.conf.Positional[str]
+    """A known name, or owner/name on the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -169,11 +175,22 @@ def _merge(argv: Sequence[str]) -> None:
 
 
 def _models(argv: Sequence[str]) -> None:
-    args = tyro.cli(ModelsArgs, args=list(argv), prog="dora-jax models")
+    if argv and argv[0] != "pull" and not argv[0].startswith("-"):
+        raise DoraError(
+            f"dora-jax models knows no {argv[0]!r}{nearest(argv[0], ['pull'])}; it lists, or "
+            "fetches: dora-jax models pull NAME"
+        )
+    pulled = None
+    if argv[:1] == ["pull"]:
+        pulled = tyro.cli(PullArgs, args=list(argv[1:]), prog="dora-jax models pull").name
+    else:
+        tyro.cli(ModelsArgs, args=list(argv), prog="dora-jax models")
     from dora_jax.checkpoint import hub
 
-    if args.pull is not None:
-        hub.pull(args.pull)
+    if pulled is not None:
+        found = hub.pull(pulled)
+        print(hub.ModelStatus(pulled, (found,)))
+        return
     for model in hub.list_models():
         print(model)
 
@@ -220,7 +237,8 @@ def _errors_in_words(continues: bool) -> Iterator[None]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command; exits with 0, or with another code after one clear message."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    continues = argv[:1] in (["compare"], ["train"]) or "--prompts" in argv
+    is_pull = argv[:2] == ["models", "pull"]
+    continues = argv[:1] in (["compare"], ["train"]) or "--prompts" in argv or is_pull
     with _errors_in_words(continues):
         if not argv or argv[0] in ("-h", "--help"):
             print(_USAGE)

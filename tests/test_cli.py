@@ -46,7 +46,12 @@ def test_help_of_a_command_names_fields_with_defaults(capsys, command):
         cli.main([command, "--help"])
     assert error.value.code == 0
     out = capsys.readouterr().out
-    expected = {"generate": "--prompts", "chat": "--system", "merge": "--out", "models": "--pull"}
+    expected = {
+        "generate": "--prompts",
+        "chat": "--system",
+        "merge": "--out",
+        "models": "pull NAME",
+    }
     assert expected.get(command, "--optim.learning-rate") in out
 
 
@@ -75,7 +80,8 @@ def test_help_of_a_command_names_fields_with_defaults(capsys, command):
         (["chat", "--temperature", "-1"], "temperature must be at least 0"),
         (["chat", "--system", " "], "the system message is empty"),
         (["merge", "--adapter", "nowhere", "--out", "x"], "nowhere: no such folder"),
-        (["models", "--pull", "smolm2-135m"], "unknown model 'smolm2-135m'"),
+        (["models", "pull", "smolm2-135m"], "unknown model 'smolm2-135m'"),
+        (["models", "pul", "smolm2-135m"], "knows no 'pul' (did you mean 'pull'?); it lists, or"),
     ],
 )
 def test_bad_commands(capsys, tmp_path, monkeypatch, argv, message):

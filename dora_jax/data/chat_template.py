@@ -16,6 +16,8 @@ Message = Mapping[str, Any]
 
 # Where a message was cut open: put behind its text, looked for in what is rendered.
 _OPEN_END = "CONTINUE_FINAL_MESSAGE_TAG "
+# Around what the assistant says, where it is asked for: characters that no text has.
+SAID, SAID_END = "\U000f5a1d", "\U000f5a1e"
 # The names under which a message's reasoning is passed; templates read the first.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -26,8 +28,15 @@ class _Generation(jinja2.ext.Extension):
     tags = {"generation"}  # noqa: RUF012 - the name and type that jinja2 asks for
 
     def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        if not getattr(self.environment, "marks_said", False):
+            return body
+
+        def mark(text: str) -> jinja2.nodes.Node:
+            return jinja2.nodes.Output([jinja2.nodes.TemplateData(text)], lineno=line)
+
+        return [mark(SAID), *body, mark(SAID_END)]
 
 
 class _Namespace(jinja2.utils.Namespace):
@@ -59,8 +68,12 @@ def _tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
-def compile_chat_template(source: str) -> jinja2.Template:
+def compile_chat_template(source: str, marks_said: bool = False) -> jinja2.Template:
     """Compile a chat template.
+
+    Args:
+        source: of the template.
+        marks_said: whether what `{% generation %}` holds is put between `SAID` and `SAID_END`.
 
     Raises:
         DoraError: when it is not valid jinja2.
@@ -68,6 +81,7 @@ def compile_chat_template(source: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]
     )
+    environment.marks_said = marks_said  # type: ignore[attr-defined]
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now

@@ -1,12 +1,16 @@
-"""Examples to token ids; what does not fit is left out and counted, never cut."""
+"""Examples to token ids; what does not fit is treated by a named policy and counted."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from dora_jax.data.examples import Example
+from dora_jax.data.examples import Example, TooLong
 from dora_jax.data.prompts import PromptTemplate
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.errors import DoraError
+
+REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class EncodedRow:
         text: the answer's text.
         option_texts: the options' texts.
         task: the example's.
+        earlier: parts (first, end) of the prompt that are answers too, to be trained on.
+        is_cut: whether the answer's end was cut off, so that no end token is to be learned.
+        source: the example's.
     """
 
     prompt: tuple[int, ...]
@@ -30,6 +37,80 @@ class EncodedRow:
     text: str
     option_texts: tuple[str, ...]
     task: str
+    # Not in the repr, which names rows of one question as it always did: see `digest_rows`.
+    earlier: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    is_cut: bool = field(default=False, repr=False)
+    source: int = field(default=0, repr=False)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The rows of a split, and what became of the examples that are not as they were.
+
+    Attributes:
+        rows: in the examples' order.
+        left_out: number of examples left out, by reason.
+        cut: number of rows that were cut, by reason.
+    """
+
+    rows: list[EncodedRow]
+    left_out: dict[str, int]
+    cut: dict[str, int]
+
+
+def encode_all(
+    examples: Sequence[Example],
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    max_length: int,
+    too_long: TooLong = "drop",
+) -> Encoded:
+    """Encode examples.
+
+    Args:
+        examples: to encode.
+        template: how they become text.
+        tokenizer: the model's.
+        max_length: tokens of a row at most: its prompt, its longest answer and the end token.
+        too_long: what happens to longer rows: `drop`; `truncate_left`, which takes tokens from the
+            prompt's beginning; `truncate_right`, from the answer's end; `error`. Dropped are also
+            rows that a cut would leave without their answer, or without one of their options.
+
+    Raises:
+        DoraError: for a row that is too long, under `error`.
+    """
+    if any(e.turns for e in examples) and template.is_chat:
+        tokenizer.require_chat_template()
+    rows: list[EncodedRow] = []
+    left_out: Counter[str] = Counter()
+    cut: Counter[str] = Counter()
+    longer = f"longer than data.max_length ({max_length} tokens)"
+    # Options repeat from row to row.
+    ids_of: dict[str, tuple[int, ...]] = {}
+    for number, example in enumerate(examples, 1):
+        try:
+            row = _encode(example, template, tokenizer, ids_of)
+        except DoraError:
+            if not example.turns:
+                raise
+            left_out[REFUSED] += 1
+            continue
+        length = _length(row)
+        if length > max_length:
+            if too_long == "error":
+                raise DoraError(
+                    f"row {number} is {length} tokens long, more than data.max_length "
+                    f"({max_length}): raise --data.max-length, or let --data.too-long drop or "
+                    f"truncate such rows (it begins {(example.prompt or example.answer)[:60]!r})"
+                )
+            shorter = _CUTS[too_long](row, max_length, len(tokenizer.start_ids))
+            if shorter is None:
+                left_out[longer] += 1
+                continue
+            row = shorter
+            cut[longer] += 1
+        rows.append(row)
+    return Encoded(rows, dict(left_out), dict(cut))
 
 
 def encode_examples(
@@ -39,28 +120,80 @@ def encode_examples(
 
     A row's length is that of its prompt with its longest answer and the end token.
     """
-    rows, too_long = [], 0
-    # Options repeat from row to row.
-    ids_of: dict[str, tuple[int, ...]] = {}
-    for example in examples:
-        for text in (example.answer, *example.options):
-            if text not in ids_of:
-                ids_of[text] = tuple(template.encode_answer(text, tokenizer))
-        prompt = tuple(template.encode_prompt(example.prompt, tokenizer))
-        options = tuple(ids_of[text] for text in example.options)
-        answer = ids_of[example.answer]
-        if len(prompt) + max(map(len, (answer, *options))) + 1 > max_length:
-            too_long += 1
-            continue
-        correct = example.options.index(example.answer) if options else 0
-        rows.append(
-            EncodedRow(
-                prompt, answer, options, correct, example.answer, example.options, example.task
-            )
-        )
-    return rows, too_long
+    encoded = encode_all(examples, template, tokenizer, max_length)
+    return encoded.rows, sum(encoded.left_out.values())
+
+
+def _encode(
+    example: Example,
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    ids_of: dict[str, tuple[int, ...]],
+) -> EncodedRow:
+    kept = (example.answer, example.options, example.task)
+    if example.is_text:
+        ids = [*tokenizer.start_ids, *tokenizer.encode(example.answer)]
+        # The first token is predicted from nothing.
+        return EncodedRow((ids[0],), tuple(ids[1:]), (), 0, *kept, source=example.source)
+    for text in (example.answer, *example.options):
+        if text not in ids_of:
+            shown = text if template.is_verbatim else text.strip()
+            ids_of[text] = tuple(template.encode_answer(shown, tokenizer))
+    earlier: Sequence[tuple[int, int]] = ()
+    if example.turns:
+        prompt, earlier = template.encode_turns(example.turns, tokenizer)
+    else:
+        asked = example.prompt if template.is_verbatim else example.prompt.strip()
+        prompt = template.encode_prompt(asked, tokenizer)
+    correct = example.options.index(example.answer) if example.options else 0
+    return EncodedRow(
+        tuple(prompt),
+        ids_of[example.answer],
+        tuple(ids_of[text] for text in example.options),
+        correct,
+        *kept,
+        earlier=tuple(earlier),
+        source=example.source,
+    )
+
+
+def _length(row: EncodedRow) -> int:
+    return len(row.prompt) + max(map(len, (row.answer, *row.options))) + 1
+
+
+def _drop(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
+    return None
+
+
+def _cut_left(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
+    """Take tokens from the prompt's beginning, behind the `start` tokens that begin every text."""
+    spare = _length(row) - max_length
+    if len(row.prompt) - start - spare < 1:
+        return None
+    moved = [(max(start, a - spare), b - spare) for a, b in row.earlier]
+    return replace(
+        row,
+        prompt=row.prompt[:start] + row.prompt[start + spare :],
+        earlier=tuple((a, b) for a, b in moved if b > a),
+    )
+
+
+def _cut_right(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
+    """Take tokens from the answer's end, and the end token with them."""
+    # As many tokens are fed as of a row that just fits, whose end token is predicted only.
+    left = max_length - 1 - len(row.prompt)
+    if left < 1 or row.options:
+        return None
+    return replace(row, answer=row.answer[:left], is_cut=True)
+
+
+_CUTS = {"drop": _drop, "truncate_left": _cut_left, "truncate_right": _cut_right}
 
 
 def digest_rows(rows: Sequence[EncodedRow]) -> str:
     """Return 16 hexadecimal digits that name the rows, order included."""
-    return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    named = hashlib.sha256(repr(rows).encode())
+    more = [(n, r.earlier, r.is_cut, r.source) for n, r in enumerate(rows)]
+    if any(earlier or is_cut or source for _, earlier, is_cut, source in more):
+        named.update(repr(more).encode())
+    return named.hexdigest()[:16]

@@ -4,6 +4,25 @@ from dataclasses import dataclass
 from typing import Literal
 
 Split = Literal["train", "validation", "evaluation"]
+# How rows are trained on: what carries a label, what becomes of long ones, how they share batches.
+TrainOn = Literal["answers", "all"]
+TooLong = Literal["drop", "truncate_left", "truncate_right", "error"]
+Packing = Literal["none", "pack", "bucket"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation, before the answer.
+
+    Attributes:
+        role: system, user or assistant, or what else the model's chat template knows.
+        text: what is said.
+        trains: whether it is an answer to train on, as the last one is.
+    """
+
+    role: str
+    text: str
+    trains: bool = False
 
 
 @dataclass(frozen=True)
@@ -15,13 +34,27 @@ class Example:
         answer: what the model should say.
         options: the answers to choose from, `answer` among them; empty where the answer is free.
         task: which task or relation it belongs to; scores are also reported by task.
+        turns: everything before the answer, where it is more than one question: `prompt` is then
+            the last message's text.
+        is_text: whether `answer` is plain text to learn as it stands, with no question before it.
+        source: which part of a mixture it comes from.
     """
 
     prompt: str
     answer: str
     options: tuple[str, ...] = ()
     task: str = ""
+    turns: tuple[Turn, ...] = ()
+    is_text: bool = False
+    source: int = 0
 
     def __post_init__(self) -> None:
         if self.options and self.answer not in self.options:
             raise ValueError(f"answer {self.answer!r} is not one of the options {self.options!r}")
+
+    @property
+    def asked(self) -> object:
+        """What is asked: two examples that ask the same must not be in two splits."""
+        if self.is_text:
+            return ("text", self.answer)
+        return tuple((t.role, t.text) for t in self.turns) if self.turns else self.prompt

@@ -1,9 +1,9 @@
 """Prompt templates: how an example becomes the text before the answer, and the answer's text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from dora_jax.data.examples import Example
+from dora_jax.data.examples import Example, Turn
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
@@ -27,12 +27,14 @@ class PromptTemplate:
             byte-level tokenizer writes a word with the space before it.
         is_chat: whether the model's chat template writes the text, with its beginning, if it has
             one, as in `transformers`.
+        is_verbatim: whether the space around questions and answers is kept.
     """
 
     name: str
     prefix: Callable[[str, Tokenizer], str]
     before_answer: str = ""
     is_chat: bool = False
+    is_verbatim: bool = False
 
     def encode_prompt(self, prompt: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of everything before the answer."""
@@ -50,6 +52,37 @@ class PromptTemplate:
             return tokenizer.encode(answer)
         return tokenizer.encode_continuation(self.before_answer + answer)
 
+    def encode_turns(
+        self, turns: Sequence[Turn], tokenizer: Tokenizer
+    ) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a conversation that is to be answered, and its answers to train on.
+
+        Without a chat template the questions and answers follow each other, each answer ended;
+        what is neither, such as a system message, stands before the next question.
+
+        Returns:
+            The ids, and for each answer to train on which of them it is, with the end token.
+
+        Raises:
+            DoraError: when the chat template refuses the conversation, or rewrites answers.
+        """
+        if self.is_chat:
+            return _encode_chat(turns, tokenizer)
+        ids = list(tokenizer.start_ids)
+        spans, questions = [], []
+        for turn in turns:
+            if turn.role != "assistant":
+                questions.append(turn.text if self.is_verbatim else turn.text.strip())
+                continue
+            ids += tokenizer.encode(self.prefix("\n\n".join(questions), tokenizer))
+            questions = []
+            answer = turn.text if self.is_verbatim else turn.text.strip()
+            answered = [*self.encode_answer(answer, tokenizer), tokenizer.eos_id]
+            if turn.trains:
+                spans.append((len(ids), len(ids) + len(answered)))
+            ids += answered
+        return ids + tokenizer.encode(self.prefix("\n\n".join(questions), tokenizer)), spans
+
     def render(self, example: Example, tokenizer: Tokenizer) -> str:
         """Return the whole text of an example, for people."""
         return self.prefix(example.prompt, tokenizer) + self.before_answer + example.answer
@@ -59,12 +92,35 @@ def _chat(prompt: str, tokenizer: Tokenizer) -> str:
     return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], True)
 
 
+def _encode_chat(
+    turns: Sequence[Turn], tokenizer: Tokenizer
+) -> tuple[list[int], list[tuple[int, int]]]:
+    messages = [{"role": turn.role, "content": turn.text} for turn in turns]
+    if not any(turn.trains for turn in turns):
+        return tokenizer.encode(tokenizer.apply_chat_template(messages, True)), []
+    text, places = tokenizer.chat_with_answers(messages)
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    spans = []
+    answers = [turn for turn in turns if turn.role == "assistant"]
+    for turn, place in zip(answers, places, strict=True):
+        if not turn.trains:
+            continue
+        if place is None:
+            raise DoraError("the chat template rewrites earlier answers")
+        first, end = place
+        inside = [n for n, (a, b) in enumerate(offsets) if a >= first and b <= end and b > a]
+        if inside:
+            spans.append((inside[0], inside[-1] + 1))
+    return ids, spans
+
+
 TEMPLATES = {
     template.name: template
     for template in (
         PromptTemplate("plain", lambda prompt, _: f"Question: {prompt}\nAnswer:", " "),
         PromptTemplate("chat", _chat, is_chat=True),
         PromptTemplate("alpaca", lambda prompt, _: _ALPACA.format(prompt=prompt)),
+        PromptTemplate("none", lambda prompt, _: prompt, is_verbatim=True),
     )
 }
 

@@ -1,6 +1,7 @@
 """Text to token ids and back, over the `tokenizers` library."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ import tokenizers
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.data import gguf_tokenizer
+from dora_jax.data.chat_answers import find_answers, marked_answers
 from dora_jax.data.chat_template import Message, compile_chat_template, render_chat
 from dora_jax.errors import DoraError
 
@@ -152,6 +154,11 @@ class Tokenizer:
         """
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the ids of a text, and which of its characters each one stands for."""
+        found = self._backend.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
     def encode_continuation(self, text: str) -> list[int]:
         """Return the ids of a text that goes on after another one.
 
@@ -222,6 +229,36 @@ class Tokenizer:
             documents=documents,
             variables=variables,
         )
+
+    def chat_with_answers(
+        self, messages: Sequence[Message]
+    ) -> tuple[str, list[tuple[int, int] | None]]:
+        """Return a conversation that is to be answered, as text, and where its answers stand.
+
+        Args:
+            messages: the last one is to be answered.
+
+        Returns:
+            What `apply_chat_template(messages, True)` gives, and for each message of the assistant
+            which characters it wrote, with the token that ends it; None where that cannot be told.
+
+        Raises:
+            DoraError: when the model has no template, or it refuses the messages.
+        """
+        ends = [text for n in self.end_ids if (text := self._backend.id_to_token(n))]
+        text, spans = find_answers(self.apply_chat_template, messages, ends)
+        if self._marking is not None:
+            spans = marked_answers(
+                render_chat(self._marking, messages, True, self._special), text, spans
+            )
+        return text, spans
+
+    @cached_property
+    def _marking(self) -> Any:
+        """The chat template that marks what the assistant says, where it knows."""
+        if not re.search(r"{%-?\s*generation\b", self.chat_template or ""):
+            return None
+        return compile_chat_template(str(self.chat_template), marks_said=True)
 
     def encode_chat(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **options: Any

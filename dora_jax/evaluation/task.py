@@ -1,19 +1,25 @@
 """A task ready to train and score on: rows of three splits, encoded, with what was left out."""
 
+import dataclasses
 import functools
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dora_jax.analysis.results import DataInfo, EvalRow
-from dora_jax.data.batches import ShuffledBatches, padded_length
-from dora_jax.data.encode import EncodedRow, digest_rows, encode_examples
-from dora_jax.data.examples import Example, Split
-from dora_jax.data.jsonl import read_jsonl
+from dora_jax.data.batches import Share, StepBatches, padded_length
+from dora_jax.data.encode import EncodedRow, digest_rows, encode_all
+from dora_jax.data.examples import Example, Split, TooLong
+from dora_jax.data.order import shares
 from dora_jax.data.prompts import get_template
+from dora_jax.data.read_ahead import ReadAhead
+from dora_jax.data.sources import read_source
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.ways import make_batches
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import exact_matches, new_tokens
 from dora_jax.evaluation.likelihood import pick, row_length, score_rows
@@ -46,6 +52,8 @@ class Task:
         tokenizer: the model's.
         batch_size: rows scored at once.
         skipped: rows left out, `{split: {reason: count}}`.
+        cut: rows that were shortened, likewise.
+        data: the config that they were read and encoded by.
     """
 
     name: str
@@ -53,6 +61,8 @@ class Task:
     tokenizer: Tokenizer
     batch_size: int
     skipped: dict[str, dict[str, int]]
+    cut: dict[str, dict[str, int]] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
 
     def chooses(self, split: Split) -> bool:
         """Whether a split's rows are answered by choosing; else answers are written freely."""
@@ -73,6 +83,8 @@ class Task:
             metric="exact_match" if chance is None else "accuracy",
             chance=chance,
             skipped=self.skipped,
+            cut=self.cut,
+            efficiency=self._one_row_batches.efficiency,
         )
 
     @property
@@ -104,15 +116,50 @@ class Task:
             lines.append(f"{repeated:,} of the rows to evaluate repeat the prompt of another one")
         for split, reasons in self.skipped.items():
             lines += [f"left out of {split}: {n:,} rows, {why}" for why, n in reasons.items()]
-        return lines
+        for split, reasons in self.cut.items():
+            lines += [f"shortened in {split}: {n:,} rows, {why}" for why, n in reasons.items()]
+        return [*lines, self._efficiency_line()]
 
-    def batches(self, config: TrainConfig, seed: int) -> ShuffledBatches:
-        """Return the training batches of a seed: the same for every method."""
-        return ShuffledBatches(self.rows["train"], config.batch_size, seed, self.tokenizer.eos_id)
+    def _efficiency_line(self) -> str:
+        lengths = [len(row.prompt) + len(row.answer) for row in self.rows["train"]]
+        padded = np.mean(lengths) / padded_length(self.rows["train"])
+        what = f"packing {self.data.packing}: {self._one_row_batches.efficiency:.1%} of the slots"
+        against = "" if self.data.packing == "none" else f"; padded to the longest, {padded:.1%}"
+        return f"{what} hold a token{against}"
+
+    def batches(
+        self,
+        config: TrainConfig,
+        seed: int,
+        share: Share = Share(),  # noqa: B008 - immutable
+    ) -> ReadAhead:
+        """Return the training batches of a seed: the same for every method.
+
+        Args:
+            config: says how many rows are in a batch.
+            seed: of the order.
+            share: which rows of each batch this process makes.
+        """
+        made = self._make_batches(config.batch_size, seed, share)
+        return ReadAhead(made, self.data.read_ahead, self.data.workers)
+
+    def _make_batches(
+        self,
+        batch_size: int,
+        seed: int,
+        share: Share = Share(),  # noqa: B008 - immutable
+    ) -> StepBatches:
+        rows, eos_id = self.rows["train"], self.tokenizer.eos_id
+        return make_batches(rows, self.data, batch_size, seed, eos_id, share)
+
+    @functools.cached_property
+    def _one_row_batches(self) -> StepBatches:
+        """Batches that tell what a row of any batch costs, but for the size of the batches."""
+        return self._make_batches(1, 0)
 
     def train_tokens(self, config: TrainConfig, steps: int) -> float:
-        """Return the number of tokens that so many steps run through the model."""
-        return float(steps * config.batch_size * padded_length(self.rows["train"]))
+        """Return the number of tokens that so many steps run through the model, on average."""
+        return steps * config.batch_size * self._one_row_batches.slots
 
     def tokens(self, split: Split) -> float:
         """Return the number of tokens that scoring a split takes: what `score` advances by."""
@@ -171,7 +218,7 @@ def read_examples(config: DataConfig) -> Examples:
             relation, or too few rows.
     """
     get_template(config.prompt)
-    return _world(config) if config.train is None else _files(config)
+    return _files(config) if config.sources() else _world(config)
 
 
 def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) -> Task:
@@ -183,20 +230,29 @@ def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) ->
     template = get_template(config.prompt)
     rows: dict[Split, tuple[EncodedRow, ...]] = {}
     skipped: dict[str, dict[str, int]] = {}
+    cut: dict[str, dict[str, int]] = {}
     for split, given in examples.splits.items():
-        fitting, too_long = encode_examples(given, template, tokenizer, config.max_length)
+        policy = _policy(config.too_long, split)
+        encoded = encode_all(given, template, tokenizer, config.max_length, policy)
         reasons = dict(examples.left_out.get(split, {}))
-        if too_long:
-            reasons[f"longer than data.max_length ({config.max_length} tokens)"] = too_long
-        if not fitting and (split != "validation" or config.validation_rows):
+        for reason, count in encoded.left_out.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+        if not encoded.rows and (split != "validation" or config.validation_rows):
             why = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "there are none"
             raise DoraError(
                 f"no rows are left for {split} ({why}): give more rows, or raise --data.max-length"
             )
-        rows[split] = tuple(fitting)
+        rows[split] = tuple(encoded.rows)
         if reasons:
             skipped[split] = reasons
-    return Task(examples.name, rows, tokenizer, config.eval_batch_size, skipped)
+        if encoded.cut:
+            cut[split] = encoded.cut
+    return Task(examples.name, rows, tokenizer, config.eval_batch_size, skipped, cut, config)
+
+
+def _policy(too_long: TooLong, split: Split) -> TooLong:
+    """Return what happens to a split's long rows: an answer that is scored must be whole."""
+    return "drop" if too_long == "truncate_right" and split != "train" else too_long
 
 
 def _world(config: DataConfig) -> Examples:
@@ -216,35 +272,52 @@ def _world(config: DataConfig) -> Examples:
 
 
 def _files(config: DataConfig) -> Examples:
-    """Read the two files; validation rows are taken from the training file."""
-    assert config.train is not None, "DataConfig checks it"
+    """Read the sources; validation rows are taken from those to train on."""
     assert config.eval is not None, "DataConfig checks it"
-    evaluation = read_jsonl(config.eval)
+    evaluation, eval_left_out = read_source(config.eval)
     # Of the whole file: a later evaluation may take more of its rows.
-    asked = {example.prompt for example in evaluation}
-    given = read_jsonl(config.train)
+    asked = {example.asked for example in evaluation}
+    sources = config.sources()
+    left_out: Counter[str] = Counter()
+    given: list[Example] = []
+    for number, (name, _) in enumerate(sources):
+        examples, reasons = read_source(name)
+        given += [dataclasses.replace(e, source=number) for e in examples] if number else examples
+        left_out.update(reasons)
     # One row for each prompt, so that no validation prompt is trained on: the first.
-    own = list({e.prompt: e for e in reversed(given) if e.prompt not in asked}.values())[::-1]
-    evaluated = sum(example.prompt in asked for example in given)
+    own = list({e.asked: e for e in reversed(given) if e.asked not in asked}.values())[::-1]
+    evaluated = sum(example.asked in asked for example in given)
+    what = ", ".join(name for name, _ in sources)
     if len(own) < 2:
         raise DoraError(
-            f"{config.train}: has {len(own)} rows of its own, and needs at least two: one to "
+            f"{what}: has {len(own)} rows of its own, and needs at least two: one to "
             "train on and one to choose learning rates by"
         )
     validation_rows = min(config.validation_rows, len(own) // 2)
-    chosen = _sample(own, validation_rows + config.train_rows, config.seed)
+    chosen = _choose(own, validation_rows, config)
     splits: dict[Split, list[Example]] = {
         "train": chosen[validation_rows:],
         "validation": chosen[:validation_rows],
         "evaluation": _sample(evaluation, config.eval_rows, config.seed),
     }
-    left_out = {
-        "in the evaluation file too": evaluated,
-        "with a prompt seen before": len(given) - len(own) - evaluated,
-    }
+    left_out["in the evaluation file too"] += evaluated
+    left_out["with a prompt seen before"] += len(given) - len(own) - evaluated
     reasons = {reason: count for reason, count in left_out.items() if count}
-    name = f"{config.train.name}, evaluated on {config.eval.name}"
-    return Examples(name, splits, {"train": reasons})
+    names = " + ".join(Path(name).name for name, _ in sources)
+    skipped = {"train": reasons} | ({"evaluation": eval_left_out} if eval_left_out else {})
+    return Examples(f"{names}, evaluated on {config.eval.name}", splits, skipped)
+
+
+def _choose(own: list[Example], validation_rows: int, config: DataConfig) -> list[Example]:
+    """Return the rows of validation and then of training, at random up to the limits."""
+    wanted = validation_rows + config.train_rows
+    if len(config.mix) > 1:
+        # A small source beside a large one keeps all the rows that its weight asks for.
+        wishes = shares([weight for _, weight in config.mix], wanted)
+        parts = [[e for e in own if e.source == n] for n in range(len(wishes))]
+        pairs = zip(parts, wishes, strict=True)
+        own = [e for part, wish in pairs for e in _sample(part, wish, config.seed)]
+    return _sample(own, wanted, config.seed)
 
 
 def _sample(examples: list[Example], count: int, seed: int) -> list[Example]:

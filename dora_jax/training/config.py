@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from dora_jax.data.examples import Packing, TooLong, TrainOn
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import AttentionKernel, Remat
 from dora_jax.spec import (
@@ -48,6 +49,8 @@ def _require_seed(name: str, seed: int) -> None:
 
 Dtype = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "cosine", "constant"]
+# Fields of `data` that change who does the work, and no result.
+WORK_ALONE = ("read_ahead", "workers")
 
 
 def _require_count(name: str, value: object) -> None:
@@ -80,12 +83,16 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is learned: the embedded world-knowledge task, or your own JSONL."""
+    """What is learned: the embedded world-knowledge task, or your own rows."""
 
     train: Path | None = None
-    """JSONL (or .jsonl.gz) of instruction/output rows; none takes the embedded task."""
+    """Rows to train on: JSONL (.gz too), JSON, Parquet, a folder or a pattern of such files, what
+    `datasets` saved, or hub:OWNER/NAME; none takes the embedded task."""
+    mix: tuple[tuple[str, float], ...] = ()
+    """Several sources by weight, in place of train: --data.mix a.jsonl 3 b.jsonl 1. An experiment
+    file may give a dict."""
     eval: Path | None = None
-    """JSONL to evaluate on; required with --data.train."""
+    """Rows to evaluate on, from the same kinds of sources; required with train and mix."""
     relations: tuple[str, ...] = ()
     """Relations of the embedded task; none takes its default mix."""
     train_rows: int = 3000
@@ -98,26 +105,67 @@ class DataConfig:
     seed: int = 0
     """Of the choice of entities and rows (not of training)."""
     prompt: str = "plain"
-    """Prompt template: plain, chat or alpaca."""
+    """Prompt template: plain, chat, alpaca, or none (prompt and completion as they stand)."""
+    train_on: TrainOn = "answers"
+    """What carries a label: answers (all of a conversation's) or all."""
     max_length: int = 256
-    """Longest row in tokens; longer ones are left out, counted and reported."""
+    """Longest row in tokens, and the length of packed rows."""
+    too_long: TooLong = "drop"
+    """What happens to longer rows, which are counted and reported in any case: drop, truncate_left
+    (the prompt's beginning goes), truncate_right (the answer's end goes) or error."""
+    packing: Packing = "none"
+    """How rows become batches: none pads all to the longest; pack puts several into a row of
+    max_length, none of which sees another; bucket pads rows of like length to a few lengths."""
+    buckets: int = 4
+    """Lengths of packing bucket, at most: each one is compiled."""
     eval_batch_size: int = 16
     """Rows scored at once."""
+    read_ahead: int = 2
+    """Batches made before the step asks for them; 0 makes each when it does. Same batches."""
+    workers: int = 0
+    """Processes that make batches; 0: threads of this one. Same batches."""
 
     def __post_init__(self) -> None:
         for name in ("train", "eval"):
             if isinstance(getattr(self, name), str):  # as experiment files write it
                 object.__setattr__(self, name, Path(getattr(self, name)))
-        for name in ("train_rows", "eval_rows", "max_length", "eval_batch_size"):
+        mix: Any = self.mix
+        given_mix = mix.items() if isinstance(mix, dict) else mix
+        object.__setattr__(self, "mix", tuple((str(name), float(w)) for name, w in given_mix))
+        for name in ("train_rows", "eval_rows", "max_length", "eval_batch_size", "buckets"):
             _require_count(f"data.{name}", getattr(self, name))
+        for name in ("read_ahead", "workers"):
+            if getattr(self, name) != 0:
+                _require_count(f"data.{name}", getattr(self, name))
+        for name, choices in (("train_on", TrainOn), ("too_long", TooLong), ("packing", Packing)):
+            _require_choice(f"data.{name}", getattr(self, name), choices)
         if self.validation_rows != 0:
             _require_count("data.validation_rows", self.validation_rows)
         _require_seed("data.seed", self.seed)
-        if (self.train is None) != (self.eval is None):
-            given, other = ("train", "eval") if self.train else ("eval", "train")
+        self._check_sources()
+
+    def _check_sources(self) -> None:
+        if self.mix:
+            names = [name for name, _ in self.mix]
+            if self.train is not None:
+                raise DoraError("data.train and data.mix are both given: give one of them")
+            if len(set(names)) < len(names):
+                raise DoraError(f"data.mix must be without repeats; got {', '.join(names)}")
+            for name, weight in self.mix:
+                allowed = "positive and finite"
+                _require(0 < weight < math.inf, f"data.mix, weight of {name}", weight, allowed)
+        trains = "mix" if self.mix else "train" if self.train else None
+        if (trains is None) != (self.eval is None):
+            given, other = (trains, "eval") if trains else ("eval", "train")
             raise DoraError(f"data.{given} is given without data.{other}: give both files")
-        if self.train is not None and self.relations:
-            raise DoraError("data.relations belongs to the embedded task; data.train replaces it")
+        if trains and self.relations:
+            raise DoraError(
+                f"data.relations belongs to the embedded task; data.{trains} replaces it"
+            )
+
+    def sources(self) -> tuple[tuple[str, float], ...]:
+        """Return the sources to train on with their weights; none for the embedded task."""
+        return self.mix if self.train is None else ((str(self.train), 1.0),)
 
 
 @dataclass(frozen=True)
@@ -293,9 +341,11 @@ class ExperimentConfig:
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "without repeats")
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the results depend on, as plain JSON: everything but `out`."""
+        """Return all that the results depend on, as plain JSON: all but `out` and `WORK_ALONE`."""
         settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         settings.pop("out")
+        for name in WORK_ALONE:
+            settings["data"].pop(name)
         return settings
 
     def run_folder(self) -> Path:

@@ -44,12 +44,16 @@ class Batch(NamedTuple):
         label_positions: (B, P) the positions whose next token is a label.
         label_targets: (B, P) those next tokens.
         label_weights: (B, P) 1 for labels, 0 for padding, float32.
+        positions: (B, L) within the packed sequence; None where a row is one sequence.
+        segments: (B, L) which packed sequence, from 1; -1 is padding. None likewise.
     """
 
     tokens: jax.Array
     label_positions: jax.Array
     label_targets: jax.Array
     label_weights: jax.Array
+    positions: jax.Array | None = None
+    segments: jax.Array | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -108,7 +112,8 @@ def labelled_loss(
 
     Args:
         model: with methods `hidden_states(tokens)` and `head(hidden)`, the names of the modules
-            that the head uses as `head_modules`, and `vocabulary`; such as `Llama`.
+            that the head uses as `head_modules`, and `vocabulary`; such as `Llama`. Packed rows
+            call `hidden_states(tokens, positions, segments)`.
         trainable: see `partition`; alone differentiable.
         frozen: see `partition`.
         batch: the rows.
@@ -124,8 +129,10 @@ def labelled_loss(
         return None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, index)}
 
     params = combine(trainable, frozen)
+    # A model of plain rows alone needs no arguments for packing.
+    packing = () if batch.segments is None else (batch.positions, batch.segments)
     hidden, _ = model.apply(
-        variables(params, params), batch.tokens, method="hidden_states", rngs=rngs(0)
+        variables(params, params), batch.tokens, *packing, method="hidden_states", rngs=rngs(0)
     )
     at_labels = jnp.take_along_axis(hidden, batch.label_positions[..., None], axis=1)
     names = model.head_modules

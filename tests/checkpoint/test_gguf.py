@@ -5,7 +5,7 @@ import jax
 import numpy as np
 import pytest
 
-from dora_jax.checkpoint.gguf import read_gguf, to_hf_rows
+from dora_jax.checkpoint.gguf import gguf_rows, read_gguf
 from dora_jax.errors import DoraError
 from tests.checkpoint.tiny_model import (
     CONFIG,
@@ -34,7 +34,10 @@ def intact(tmp_path_factory):
 
 def test_rows_of_queries_and_keys_go_back_to_hugging_faces_order():
     weight = np.arange(3 * 8 * 5, dtype=np.float32).reshape(24, 5)
-    np.testing.assert_array_equal(to_hf_rows(interleave(weight, head_dim=8), heads=3), weight)
+    stored = interleave(weight, head_dim=8)
+    for start, stop in ((0, 24), (5, 6), (3, 19)):
+        order = gguf_rows(24, 3, start, stop)
+        np.testing.assert_array_equal(stored[order], weight[start:stop])
     # Within one head, GGUF's order of the features 0 1 2 3 | 4 5 6 7.
     order = interleave(np.arange(8.0)[:, None], head_dim=8)[:, 0]
     assert order.tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
@@ -63,13 +66,18 @@ def dequantise_by_hand(weight, kind):
     if kind == "Q8_0":
         scale = np.float16(np.abs(blocks).max(1, keepdims=True) / 127).astype(np.float64)
         return (np.rint(blocks / scale) * scale).reshape(weight.shape), scale.max()
+    if kind == "Q4_0":  # the value that is largest either way is level -8
+        largest = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+        step = np.float16(largest / -8).astype(np.float64)
+        levels = np.clip(np.floor(blocks / step + 8.5), 0, 15) - 8
+        return (levels * step).reshape(weight.shape), np.abs(step).max()
     low, high = blocks.min(1, keepdims=True), blocks.max(1, keepdims=True)
     step, low = (np.float16(x).astype(np.float64) for x in ((high - low) / 15, low))
     levels = np.clip(np.rint((blocks - low) / step), 0, 15)
     return (levels * step + low).reshape(weight.shape), step.max()
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
 def test_quantised_weights_are_dequantised(tmp_path, kind):
     weights = hf_weights()
     write_gguf(tmp_path / "m.gguf", weights, kind)
@@ -83,6 +91,19 @@ def test_quantised_weights_are_dequantised(tmp_path, kind):
         # A value half way between two levels may go either way, few are.
         assert error.max() < 1.01 * step
         assert (error > 1e-6).mean() < 0.02
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_half_precision_comes_back_bit_for_bit(tmp_path, kind, dtype):
+    weights = hf_weights()
+    write_gguf(tmp_path / "m.gguf", weights, kind)
+    model = read_gguf(tmp_path / "m.gguf")
+    assert model.quantisation == kind
+    rounded = {
+        name: value if value.ndim == 1 else value.astype(dtype).astype(np.float32)
+        for name, value in weights.items()
+    }
+    assert_same(model.params, our_params(rounded))
 
 
 def test_weights_are_rounded_once_to_the_dtype_asked_for(intact):
@@ -148,8 +169,8 @@ def test_damaged_headers_are_refused_or_read_but_never_crash(intact, tmp_path, s
 
 
 def test_wrong_architecture(tmp_path):
-    write_gguf(tmp_path / "m.gguf", hf_weights(), architecture="qwen2")
-    with pytest.raises(DoraError, match="architecture 'qwen2'; supported: 'llama'"):
+    write_gguf(tmp_path / "m.gguf", hf_weights(), architecture="gpt2")
+    with pytest.raises(DoraError, match="architecture 'gpt2'; supported: llama, qwen2"):
         read_gguf(tmp_path / "m.gguf")
 
 
@@ -157,9 +178,19 @@ def test_wrong_architecture(tmp_path):
     ("metadata", "message"),
     [
         ({"llama.block_count": None, "llama.feed_forward_length": None}, "lacks .*count, .*length"),
-        ({"llama.rope.scaling.type": "yarn"}, "scaled by 'yarn' are not supported"),
+        ({"llama.rope.scaling.type": "dynamic"}, "scaled by 'dynamic' are not supported"),
+        ({"llama.rope.scaling.type": "yarn"}, "type yarn need factor, original_max_position"),
+        (
+            {"llama.rope.scaling.type": "yarn", "llama.rope.scaling.attn_factor": 2.0},
+            "yarn with an attention factor of its own",
+        ),
+        (
+            {"llama.logit_scale": 2.0, "llama.attention.clamp_kqv": 8.0},
+            "not supported: llama.logit_scale is 2.0, llama.attention.clamp_kqv is 8.0",
+        ),
+        ({"llama.attention.value_length": 16}, "keys have 32 features and values 16"),
         ({"llama.expert_count": 8}, "mixture of experts"),
-        ({"llama.rope.dimension_count": 16}, "rotates 16 of 32 features"),
+        ({"llama.rope.dimension_count": 3}, "rotates 3 of 32 features"),
         ({"llama.attention.head_count_kv": 3}, "must be a multiple of"),
         ({"llama.attention.head_count": 0}, "head_count is 0; supported: one number, over 0"),
         ({"llama.feed_forward_length": [96, 96, 64]}, r"length is \[96, 96, 64\]; supported"),

@@ -7,8 +7,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dora_jax.checkpoint import files
-from dora_jax.checkpoint.hf import missing_files, read_hf_folder, write_hf_folder
+from dora_jax.checkpoint import files, hf
+from dora_jax.checkpoint.hf import (
+    missing_files,
+    read_generation_config,
+    read_hf_folder,
+    write_hf_folder,
+)
 from dora_jax.errors import DoraError
 from dora_jax.models.rotary import Rotary
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
@@ -280,6 +285,25 @@ def test_pickled_weights_are_refused_with_the_way_out(folder):
         read_hf_folder(folder)
 
 
+def test_pickled_weights_in_several_files_are_refused_with_the_command(folder):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    with pytest.raises(DoraError) as error:
+        read_hf_folder(folder)
+    assert f"M.from_pretrained('{folder}').save_pretrained('{folder}')\"" in str(error.value)
+
+
+def test_a_shard_that_lacks_a_tensor_of_the_index_is_told(tmp_path):
+    write(tmp_path / "out", max_shard_bytes=100_000)
+    shard = sorted((tmp_path / "out").glob("*.safetensors"))[0]
+    stored = safetensors.numpy.load_file(shard)
+    name = next(iter(stored))
+    del stored[name]
+    safetensors.numpy.save_file(stored, shard)
+    with pytest.raises(DoraError, match=f"missing: {name}"):
+        read_hf_folder(tmp_path / "out")
+
+
 @pytest.mark.parametrize("content", ["{", "{}", '{"weight_map": 3}'])
 def test_a_broken_index_is_refused(folder, content):
     (folder / "model.safetensors").unlink()
@@ -323,6 +347,53 @@ def test_weights_of_a_type_that_is_not_a_float_are_refused(folder):
 
 def write(path, params=None, **options):
     write_hf_folder(path, CONFIG, params or our_params(hf_weights()), tokenizer(), **options)
+
+
+def test_the_library_reads_what_is_written(tmp_path):
+    write(tmp_path / "out")
+    with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert set(file.keys()) == set(hf_weights())
+    raw = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert int.from_bytes(raw[:8], "little") % 8 == 0  # values are aligned
+
+
+def test_one_tensor_at_a_time_is_held_for_writing(tmp_path):
+    class Leaf:
+        """Counts what is taken out of it."""
+
+        def __init__(self, array):
+            self.array, self.shape = array, array.shape
+
+        def __getitem__(self, n):
+            taken.append(self.array[n].nbytes)
+            return self.array[n].copy()
+
+        def __array__(self, dtype=None, copy=None):
+            taken.append(self.array.nbytes)
+            return self.array
+
+    taken = []
+    params = our_params(hf_weights())
+    write(tmp_path / "out", jax.tree.map(Leaf, params))
+    assert sorted(taken) == sorted(value.nbytes for value in hf_weights().values())
+    assert_same(read_hf_folder(tmp_path / "out")[1], params)
+
+
+def test_the_generation_config_goes_along(tmp_path):
+    given = {"eos_token_id": [2, 5], "temperature": 0.6, "transformers_version": "4.50"}
+    write(tmp_path / "out", generation=given)
+    assert read_generation_config(tmp_path / "out") == given
+    write(tmp_path / "without")
+    assert read_generation_config(tmp_path / "without") is None
+    assert not (tmp_path / "without" / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ("[]", "a JSON object")])
+def test_a_broken_generation_config_is_refused(folder, text, message):
+    (folder / "generation_config.json").write_text(text)
+    with pytest.raises(DoraError, match=rf"generation_config\.json: .*{message}"):
+        read_generation_config(folder)
 
 
 def test_an_empty_folder_is_filled_and_a_full_one_is_kept(tmp_path):
@@ -375,7 +446,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    monkeypatch.setattr(hf, "write_safetensors", fail)
     with pytest.raises(DoraError, match=r"could not be written .*No space left.*nothing was left"):
         write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

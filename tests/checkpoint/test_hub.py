@@ -1,3 +1,4 @@
+import shutil
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,7 +45,9 @@ def snapshot(caches):
 class FakeApi:
     """The hub's answers."""
 
-    answer = SimpleNamespace(siblings=[SimpleNamespace(rfilename="config.json", size=100)])
+    answer = SimpleNamespace(
+        sha=COMMIT, siblings=[SimpleNamespace(rfilename="config.json", size=100)]
+    )
 
     def model_info(self, repo, **options):
         if isinstance(self.answer, Exception):
@@ -252,8 +255,29 @@ def test_the_list_tells_what_is_cached(snapshot):
     (status,) = hub.list_models()
     assert status.name == NAME
     assert status.cached == (Located(snapshot, ORIGIN),)
-    assert str(status) == f"{NAME}  {ORIGIN}: {snapshot}"
+    size = sum(path.stat().st_size for path in snapshot.iterdir())
+    assert str(status) == f"{NAME}  {ORIGIN}, {size / 1e6:,.0f} MB: {snapshot}"
     (snapshot / "config.json").unlink()
+    assert [str(status) for status in hub.list_models()] == [f"{NAME}  not cached"]
+
+
+def test_what_else_is_cached_and_can_be_loaded_is_listed(snapshot, caches):
+    """Beside the known model: a whole one, one of another architecture, a part, and a data set."""
+    cache = caches / "hf"
+    for kind, name in (("models", "Bert"), ("models", "Half"), ("models", "A"), ("datasets", "D")):
+        shutil.copytree(snapshot.parents[1], cache / f"{kind}--owner--{name}")
+    bert = cache / "models--owner--Bert" / "snapshots" / COMMIT / "config.json"
+    bert.write_text(bert.read_text().replace("LlamaForCausalLM", "BertModel"))
+    (cache / "models--owner--Half" / "snapshots" / COMMIT / "model.safetensors").unlink()
+    known, other = hub.list_models()
+    assert known.name == NAME
+    assert (other.name, len(other.cached)) == ("owner/A", 1)
+    assert other.cached[0].path == cache / "models--owner--A" / "snapshots" / COMMIT
+    assert str(other).startswith(f"owner/A  owner/A at commit {COMMIT[:12]} (Hugging Face), ")
+
+
+def test_no_cache_at_all_lists_what_is_known(caches):
+    assert not (caches / "hf").exists()
     assert [str(status) for status in hub.list_models()] == [f"{NAME}  not cached"]
 
 

@@ -1,4 +1,5 @@
 import functools
+import json
 
 import jax
 import numpy as np
@@ -101,6 +102,15 @@ def test_the_merged_folder_can_be_the_base_of_another_adapter(tmp_path, adapter)
     merge_to_hf(adapter[0], tmp_path / "out")
     write_adapter(tmp_path / "adapter", adapter_info(tmp_path / "out", "lora"))
     assert load_model(None, tmp_path / "adapter").pretrained.name == str(tmp_path / "out")
+
+
+def test_the_base_model_s_generation_config_goes_along(tmp_path):
+    settings = {"eos_token_id": [2, 9], "top_p": 0.9}
+    base = write_base(tmp_path / "base")
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    write_adapter(tmp_path / "adapter", adapter_info(base, "lora"))
+    merge_to_hf(tmp_path / "adapter", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == settings
 
 
 @pytest.mark.parity

@@ -1,3 +1,5 @@
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -60,6 +62,24 @@ def test_a_gguf_file(asked, tmp_path):
     assert asked == []
     assert model.source == f"{tmp_path / 'm.gguf'} (GGUF, F32, dequantised)"
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"float16"}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, (2,)), ({}, (2,)), ({"eos_token_id": 7}, (2, 7)), ({"eos_token_id": [7, 2]}, (2, 7))],
+)
+def test_all_that_ends_a_text(tmp_path, given, expected):
+    params = our_params(hf_weights())
+    write_hf_folder(tmp_path / "m", CONFIG, params, tokenizer(), generation=given)
+    model = load_pretrained(tmp_path / "m")
+    assert model.generation == given
+    assert model.stop_ids == expected
+
+
+def test_the_tokenizer_s_end_is_one_where_the_config_names_others(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"eos_token_id": [9, 4]}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_pretrained(folder).stop_ids == (9, 4, 2)
 
 
 def test_the_source_does_not_depend_on_where_one_stands(asked, folder, monkeypatch):

@@ -200,6 +200,8 @@ def write_gguf(
             value = interleave(value, config.head_dim)
         if value.ndim == 1:
             writer.add_tensor(_gguf_name(name), value)
+        elif value.dtype == np.uint8:  # is in that format already
+            writer.add_tensor(_gguf_name(name), value, raw_dtype=kind_id)
         else:
             data = gguf.quants.quantize(value, kind_id)
             writer.add_tensor(_gguf_name(name), data, raw_dtype=kind_id)

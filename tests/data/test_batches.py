@@ -43,7 +43,7 @@ def test_a_pure_function_of_seed_and_step():
     batches = ShuffledBatches(ROWS, 3, 0, EOS)
     fifth = batches.batch(5)
     again = ShuffledBatches(ROWS, 3, 0, EOS).batch(5)
-    assert all((a == b).all() for a, b in zip(fifth, again, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(fifth, again, strict=True))
     other = ShuffledBatches(ROWS, 3, 1, EOS).batch(5)
     assert (other.tokens != fifth.tokens).any()
 

@@ -1,6 +1,8 @@
 import json
 import math
 
+import jax
+import numpy as np
 import pytest
 
 from dora_jax.errors import DoraError
@@ -152,3 +154,88 @@ def test_exact_match_compares_the_greedy_text():
         for r, ids, right in zip(rows, said, expected, strict=True)
     ]
     assert exact_matches(model, params, asked, 2, tiny) == expected
+
+
+def chat(n):
+    said = [("user", f"first {n}"), ("assistant", f"said {n}"), ("user", f"question {n}")]
+    messages = [{"role": role, "content": text} for role, text in said]
+    return {"messages": [*messages, {"role": "assistant", "content": f"answer {n}"}]}
+
+
+def test_conversations_are_trained_on_and_scored_by_their_last_answers(tmp_path):
+    files = {
+        "train": write(
+            tmp_path / "t.jsonl", [*map(chat, range(20)), {"messages": chat(0)["messages"][:1]}]
+        ),
+        "eval": write(tmp_path / "e.jsonl", [*map(chat, range(15, 20))]),
+    }
+    task = load_task(DataConfig(**files, validation_rows=4, prompt="chat"), tokenizer())
+    assert [len(task.rows[s]) for s in ("train", "validation", "evaluation")] == [11, 4, 5]
+    assert task.info.skipped["train"] == {
+        "in the evaluation file too": 5,
+        "without an answer to train on": 1,
+    }
+    batch = task.batches(TrainConfig(batch_size=11), 0).batch(0)
+    answers = [len(row.answer) + 1 for row in task.rows["train"]]
+    assert batch.label_weights.sum() > sum(answers) + 11 * len("said 1")
+    everything = load_task(
+        DataConfig(**files, validation_rows=4, prompt="chat", train_on="all"), tokenizer()
+    )
+    tokens = sum(len(row.prompt) + len(row.answer) for row in task.rows["train"])
+    assert everything.batches(TrainConfig(batch_size=11), 0).batch(0).label_weights.sum() == tokens
+    score = task.score(Llama(CONFIG), our_params(hf_weights()), "evaluation")
+    assert len(score.correct) == 5
+
+
+def test_a_mixture_is_drawn_by_its_weights(tmp_path, data):
+    first = write(tmp_path / "a.jsonl", [row(n) for n in range(200, 260)])
+    second = write(tmp_path / "b.jsonl", [row(n) for n in range(250, 280)])
+    config = DataConfig(
+        mix={str(first): 1, str(second): 3}, eval=data().eval, train_rows=40, validation_rows=0
+    )
+    task = load_task(config, tokenizer())
+    assert task.name.startswith("a.jsonl + b.jsonl, evaluated on eval.jsonl")
+    # Ten rows of the one and, of thirty asked for, the twenty that are not in the first as well.
+    sources = [r.source for r in task.rows["train"]]
+    assert (sources.count(0), sources.count(1)) == (10, 20)
+    assert task.info.skipped["train"] == {"with a prompt seen before": 10}
+    batches = task.batches(TrainConfig(batch_size=30), 0)
+    of_second = {r.prompt for r in task.rows["train"] if r.source == 1}
+    made = jax.tree.map(np.asarray, batches.batch(0))
+    drawn = [
+        tuple(tokens[: positions[0] + 1]) in of_second
+        for tokens, positions in zip(made.tokens, made.label_positions, strict=True)
+    ]
+    assert sum(drawn) in (22, 23)  # three quarters of an epoch
+    assert load_task(config, tokenizer()).digest() == task.digest()
+
+
+@pytest.mark.parametrize("packing", ["none", "pack", "bucket"])
+def test_the_ways_of_packing_are_described_and_counted(data, packing):
+    config = TrainConfig(batch_size=2)
+    task = load_task(data(packing=packing, max_length=128), tokenizer())
+    batches = task.batches(config, 0)
+    shape = batches.batch(0).tokens.shape
+    assert task.train_tokens(config, 3) == pytest.approx(3 * batches.slots)
+    assert task.info.efficiency == batches.efficiency
+    assert any(f"packing {packing}: {batches.efficiency:.1%} of" in s for s in task.describe())
+    assert shape[0] == 2
+    if packing == "pack":
+        assert shape[1] == 128
+        assert task.info.efficiency > 0.7
+
+
+def test_long_rows_are_cut_only_where_their_answers_are_not_scored(data):
+    long = [row(n, output="answer " * 30) for n in range(50, 60)]
+    config = data([*map(row, range(10)), *long], max_length=100, too_long="truncate_right")
+    task = load_task(config, tokenizer())
+    reason = "longer than data.max_length (100 tokens)"
+    cut, dropped = task.info.cut["train"][reason], task.info.skipped["validation"][reason]
+    assert cut + dropped == 10
+    assert sum(r.is_cut for r in task.rows["train"]) == cut > 0
+    assert not any(r.is_cut for r in task.rows["validation"])
+    assert any(f"shortened in train: {cut} rows, {reason}" in line for line in task.describe())
+    with pytest.raises(DoraError, match=r"more than data\.max_length \(100\)"):
+        load_task(
+            data([*map(row, range(10)), *long], max_length=100, too_long="error"), tokenizer()
+        )

@@ -8,6 +8,7 @@ import pytest
 from dora_jax.errors import DoraError
 from dora_jax.spec import PRESETS, AdapterSpec
 from dora_jax.training.config import (
+    WORK_ALONE,
     AdapterConfig,
     CompareConfig,
     DataConfig,
@@ -41,6 +42,27 @@ REFUSED = [
         DataConfig,
         {"train": Path("a"), "eval": Path("b"), "relations": ("capital",)},
         "data.relations belongs to the embedded task; data.train replaces it",
+    ),
+    (DataConfig, {"packing": "packed"}, "got 'packed' (did you mean 'pack'?)"),
+    (DataConfig, {"train_on": "answer"}, "got 'answer' (did you mean 'answers'?)"),
+    (DataConfig, {"too_long": "truncate"}, "data.too_long must be one of 'drop', 'truncate_left'"),
+    (DataConfig, {"buckets": 0}, "data.buckets must be a whole number of at least 1; got 0"),
+    (DataConfig, {"workers": -1}, "data.workers must be a whole number of at least 1; got -1"),
+    (DataConfig, {"mix": {"a": 1.0}}, "data.mix is given without data.eval: give both files"),
+    (
+        DataConfig,
+        {"mix": (("a", 1.0), ("b", 0.0)), "eval": Path("c")},
+        "data.mix, weight of b must be positive and finite; got 0.0",
+    ),
+    (
+        DataConfig,
+        {"mix": (("a", 1.0), ("a", 2.0)), "eval": Path("c")},
+        "data.mix must be without repeats; got a, a",
+    ),
+    (
+        DataConfig,
+        {"mix": {"a": 1.0}, "train": Path("b"), "eval": Path("c")},
+        "data.train and data.mix are both given: give one of them",
     ),
     (AdapterConfig, {"rank": 0}, "adapter.rank must be a whole number of at least 1; got 0"),
     (AdapterConfig, {"rank": 2.5}, "adapter.rank must be a whole number of at least 1; got 2.5"),
@@ -196,7 +218,19 @@ def names(value):
 
 def test_settings_name_every_field_of_every_part():
     config = ExperimentConfig()
-    assert names(config.settings()) | {"out": None} == names(dataclasses.asdict(config))
+    expected = names(dataclasses.asdict(config))
+    del expected["out"]
+    for name in WORK_ALONE:
+        del expected["data"][name]
+    assert names(config.settings()) == expected
+
+
+def test_who_makes_the_batches_names_no_other_run():
+    data = DataConfig(read_ahead=0, workers=3)
+    assert ExperimentConfig(data=data).run_folder() == ExperimentConfig().run_folder()
+    assert ExperimentConfig(data=DataConfig(packing="pack")).run_folder() != (
+        ExperimentConfig().run_folder()
+    )
 
 
 @pytest.mark.parametrize(

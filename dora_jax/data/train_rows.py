@@ -1,0 +1,62 @@
+"""A row as training sees it: the tokens that are fed, and which positions predict a label."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from dora_jax.data.encode import EncodedRow
+from dora_jax.data.examples import TrainOn
+
+
+class TrainRow(NamedTuple):
+    """One sequence to train on.
+
+    Attributes:
+        tokens: (N,) that are fed. The token that ends the row is predicted only.
+        positions: (M,) of the tokens whose next one is a label, ascending.
+        targets: (M,) those next ones.
+    """
+
+    tokens: Int[np.ndarray, "n"]
+    positions: Int[np.ndarray, "m"]
+    targets: Int[np.ndarray, "m"]
+
+
+def train_row(row: EncodedRow, eos_id: int, train_on: TrainOn = "answers") -> TrainRow:
+    """Return what is trained on of a row.
+
+    Args:
+        row: an encoded example.
+        eos_id: the token that ends an answer; learned, but where the answer was cut.
+        train_on: `answers`, the earlier ones of a conversation too; or `all`, prompts included.
+    """
+    ids = np.array([*row.prompt, *row.answer, eos_id], np.int32)
+    # The token at position p predicts the one after it.
+    if train_on == "all":
+        labelled = np.arange(1, len(ids))
+    else:
+        spans = [*row.earlier, (len(row.prompt), len(ids))]
+        # The first token of all is predicted from nothing.
+        labelled = np.concatenate([np.arange(max(1, a), b) for a, b in spans])
+    if row.is_cut:
+        labelled = labelled[:-1]
+    return TrainRow(ids[:-1], (labelled - 1).astype(np.int32), ids[labelled])
+
+
+def train_rows(
+    rows: Sequence[EncodedRow], eos_id: int, train_on: TrainOn = "answers"
+) -> list[TrainRow]:
+    """Return what is trained on of each row."""
+    return [train_row(row, eos_id, train_on) for row in rows]
+
+
+def token_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:
+    """Return the number of tokens that each row feeds."""
+    return np.array([len(row.tokens) for row in rows], np.int64)
+
+
+def label_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:
+    """Return the number of labels of each row."""
+    return np.array([len(row.targets) for row in rows], np.int64)

@@ -1,0 +1,89 @@
+import threading
+
+import numpy as np
+import pytest
+
+from dora_jax.data.batches import ShuffledBatches
+from dora_jax.data.buckets import BucketedBatches
+from dora_jax.data.packing import PackedBatches
+from dora_jax.data.read_ahead import ReadAhead
+from tests.data.test_packing import EOS, WAYS, some_rows
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_batches_made_ahead_are_those_made_when_asked_for(way, ahead):
+    rows = some_rows(23)
+    plain = WAYS[way](rows, 4, 0, EOS)
+    with ReadAhead(WAYS[way](rows, 4, 0, EOS), ahead) as made:
+        # The first one twice, as `fit` asks for its shape; then from another step, as resuming.
+        for step in (0, 0, 1, 2, 3, 17, 18, 18, 19, 4):
+            assert same(made.batch(step), plain.batch(step))
+
+
+def test_worker_processes_make_the_same_batches():
+    rows = some_rows(23)
+    for made in (
+        ShuffledBatches(rows, 4, 0, EOS),
+        PackedBatches(rows, 48, 4, 0, EOS),
+        BucketedBatches(rows, 3, 4, 0, EOS),
+    ):
+        with ReadAhead(made, 1, workers=2) as ahead:
+            assert all(same(ahead.batch(step), made.batch(step)) for step in range(5, 12))
+
+
+def test_the_state_is_the_step_and_suits_any_number_of_workers():
+    rows = some_rows(23)
+    with ReadAhead(PackedBatches(rows, 48, 4, 0, EOS), 3) as first:
+        for step in range(6):
+            first.batch(step)
+        state = first.get_state()
+        expected = first.batch(6)
+    assert state == {"step": 6}
+    with ReadAhead(PackedBatches(rows, 48, 4, 0, EOS), 1) as second:
+        second.set_state(state)
+        assert second.get_state() == state
+        assert same(second.batch(state["step"]), expected)
+
+
+class Gate:
+    """Batches that are made only when the gate is open; notes which."""
+
+    def __init__(self):
+        self.open, self.made = threading.Event(), []
+        self.length = 48
+
+    def batch(self, step):
+        assert self.open.wait(20)
+        self.made.append(step)
+        return step
+
+
+def test_batches_are_made_before_they_are_asked_for_and_waiting_is_counted():
+    gate = Gate()
+    with ReadAhead(gate, 2) as ahead:
+        assert ahead.length == 48  # what the batches tell
+        threading.Timer(0.05, gate.open.set).start()
+        assert ahead.batch(3) == 3
+        assert ahead.wait_s == ahead.total_wait_s > 0.04
+        for _ in range(200):
+            if len(gate.made) >= 3:
+                break
+            threading.Event().wait(0.05)
+        assert sorted(gate.made)[:3] == [3, 4, 5]
+        waited = ahead.total_wait_s
+        ahead.batch(4)
+        assert ahead.total_wait_s == waited + ahead.wait_s
+
+
+def test_an_error_in_the_data_reaches_the_step():
+    class Broken:
+        def batch(self, step):
+            raise ValueError(f"no step {step}")
+
+    with ReadAhead(Broken(), 1) as ahead, pytest.raises(ValueError, match="no step 4"):
+        ahead.batch(4)
