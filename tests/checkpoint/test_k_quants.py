@@ -36,7 +36,7 @@ def scale_and_minimum(packed, j):
 
 
 def decode_45(blocks, bits):
-    """Q4_K is d, dmin, 12 bytes of scales, nibbles; Q5_K has a fifth bit in 32 bytes before them."""
+    """Q4_K is d, dmin, 12 bytes of scales, nibbles; Q5_K has fifth bits in 32 bytes before them."""
     d, dmin, packed = half(blocks, 0), half(blocks, 2), blocks[:, 4:16]
     high, nibbles = blocks[:, 16:48].astype(int), blocks[:, 16 if bits == 4 else 48 :].astype(int)
     out = np.empty((len(blocks), 256))
