@@ -93,7 +93,7 @@ def test_packed_sequences_do_not_see_each_other(family, model):
     found = np.asarray(apply(*model, packed, positions, segments))
     for part, own in ((found[:, :15], first), (found[:, 15:], second)):
         alone = np.asarray(apply(*model, own))
-        np.testing.assert_allclose(part, alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(part, alone, rtol=1e-4, atol=1e-4)
 
 
 @all_families
@@ -105,7 +105,7 @@ def test_a_shared_prefix_serves_several_continuations(family, model):
     found = np.asarray(apply(*model, row, positions, segments))[0]
     for start, end in ((10, ends[0]), (16, ends[1])):
         alone = np.asarray(apply(*model, np.concatenate([prefix, end])[None]))[0, 10:]
-        np.testing.assert_allclose(found[start : start + len(end)], alone, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found[start : start + len(end)], alone, rtol=1e-4, atol=1e-4)
 
 
 @functools.partial(jax.jit, static_argnums=0)
