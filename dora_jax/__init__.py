@@ -24,6 +24,8 @@ from dora_jax.partition import combine as combine
 from dora_jax.partition import masked_optimizer as masked_optimizer
 from dora_jax.partition import partition as partition
 from dora_jax.partition import trainable_mask as trainable_mask
+from dora_jax.scoring import score as score
+from dora_jax.scoring import score_tokens as score_tokens
 from dora_jax.spec import AdapterRules as AdapterRules
 from dora_jax.spec import AdapterSpec as AdapterSpec
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dora_jax.checkpoint.adapter import load_model
+from dora_jax.checkpoint.pretrained import Pretrained
 from dora_jax.data.prompts import PromptTemplate, get_template
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
@@ -56,7 +56,7 @@ class Answerer:
         params: its parameters, on the devices.
         tokenizer: with its chat template.
         template: how questions are put.
-        base: the base model's name, as `load_answerer` takes it.
+        base: the base model, as it was loaded.
         name: of the model, and of the adapter in it, for people.
     """
 
@@ -64,19 +64,13 @@ class Answerer:
     params: Any
     tokenizer: Tokenizer
     template: PromptTemplate
-    base: str
+    base: Pretrained
     name: str
 
     @property
     def context(self) -> int:
         """The tokens that prompt and answer may have together."""
         return self.model.config.context_length
-
-    @property
-    def stop_ids(self) -> list[int]:
-        """The tokens that end an answer."""
-        ends = dict.fromkeys((*self.tokenizer.end_ids, *self.model.config.eos_token_id))
-        return [end for end in ends if end < self.model.config.vocab_size]
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the ids of one question."""
@@ -137,19 +131,22 @@ class Answerer:
             sampling,
             tokenizer=self.tokenizer,
             stop=stop,
-            stop_ids=self.stop_ids,
+            stop_ids=self.base.stop_ids,
             batch_size=batch_size,
             on_text=on_text,
         )
 
 
 def load_answerer(
-    model: str | None = None, adapter: Path | None = None, template: str | None = None
+    model: str | Pretrained | None = None,
+    adapter: Path | None = None,
+    template: str | None = None,
 ) -> Answerer:
     """Load a model that answers.
 
     Args:
-        model: the base model; None takes the adapter's own, or else `DEFAULT_MODEL`.
+        model: the base model, by name or loaded; None takes the adapter's own, or else
+            `DEFAULT_MODEL`.
         adapter: an adapter's folder, or the part of a run that holds one; merged.
         template: prompt template; the adapter's own by default, `chat` for a base model.
 
@@ -167,10 +164,11 @@ def load_answerer(
     shape = get_template(template or trained_with or "chat")
     if shape.is_chat:
         tokenizer.require_chat_template()
-    base = loaded.pretrained.name
-    name = base if adapter is None else f"{base} with {adapter}"
-    params = jax.tree.map(jnp.asarray, loaded.merged())
-    return Answerer(Llama(loaded.pretrained.config), params, tokenizer, shape, base, name)
+    base = loaded.pretrained
+    name = base.name if adapter is None else f"{base.name} with {adapter}"
+    plain = Llama(base.config)
+    params = jax.device_put(loaded.merged())  # without a copy on CPUs
+    return Answerer(plain, params, tokenizer, shape, base, name)
 
 
 def answer(

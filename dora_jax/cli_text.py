@@ -162,13 +162,13 @@ def chat_command(argv: Sequence[str]) -> None:
     if args.system is not None:
         check_text(args.system, "the system message")
     adapters = name_adapters(args.adapter)
-    model = args.model
+    base = args.model
 
     def load(adapter: Path | None) -> Any:
-        nonlocal model
-        ready = load_answerer(model, adapter, args.template)
-        # The conversation stays with one base model, whatever adapter comes.
-        model = model or ready.base
+        nonlocal base
+        ready = load_answerer(base, adapter, args.template)
+        # The conversation stays with one base model, whatever adapter comes; it is read once.
+        base = ready.base
         return ready
 
     run(

@@ -20,9 +20,11 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from rich.console import Console
 
 from dora_jax.adapters import init_adapters, merge_params
@@ -104,7 +106,12 @@ def load_weights(config: ExperimentConfig) -> tuple[Pretrained, Params]:
     """Return the pre-trained model, and its weights on the device in the compute dtype."""
     pretrained = load_pretrained(config.model.name)
     dtype = jnp.dtype(config.model.dtype)
-    return pretrained, jax.tree.map(lambda x: jnp.asarray(x, dtype), pretrained.params)
+    return pretrained, on_device(pretrained.params, dtype)
+
+
+def on_device(params: Params, dtype: Any) -> Params:
+    """Put weights on the device; where the dtype is theirs, CPUs need no copy."""
+    return jax.tree.map(lambda x: jax.device_put(np.asarray(x, dtype)), params)
 
 
 def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
@@ -206,7 +213,7 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         )
     pretrained = loaded.pretrained
     dtype = jnp.dtype(config.model.dtype)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), loaded.merged())
+    params = on_device(loaded.merged(), dtype)
     _check_fit(config, pretrained)
     task = encode_task(examples, config.data, pretrained.tokenizer)
     plain = Llama(pretrained.config, dtype=dtype)

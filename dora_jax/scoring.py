@@ -25,7 +25,7 @@ from dora_jax.generation.buckets import bucket
 from dora_jax.generation.text import TextTokenizer
 from dora_jax.models.attention import PADDING, SHARED
 from dora_jax.models.llama import Llama
-from dora_jax.training.sharding import replicate, split_rows
+from dora_jax.training.sharding import fetch, replicate, split_rows
 
 _LENGTH_MULTIPLE = 32  # few lengths, so few compilations
 _ANY_TOKEN = 0  # of padding
@@ -156,7 +156,7 @@ def score_tokens(
         length = round_up(max(request.length for request in batch), _LENGTH_MULTIPLE)
         scored = bucket(max(request.length - len(request.prompt) for request in batch), 8)
         layout = split_rows(_lay_out(filled, length, scored))
-        values, greedy = map(np.asarray, _log_probs(model, variables, layout))
+        values, greedy = fetch(_log_probs(model, variables, layout))
         for row, i in enumerate(indices):
             end = 0
             for ids in requests[i].continuations:

@@ -298,4 +298,4 @@ def test_a_model_talks_and_changes_its_adapter(tmp_path):
     talk("hello")
     first = talk.chat.messages[-1]["content"]
     assert talk.written == first + "\n"
-    assert talk.chat.ready.stop_ids == [2]
+    assert talk.chat.ready.base.stop_ids == (2,)

@@ -1,5 +1,6 @@
 """Write a file so that a reader sees the old text or the new one, never a part of either."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -35,5 +36,6 @@ def write_text(path: str | Path, text: str) -> Path:
             "Free some space or choose a folder that you may write to; nothing was changed."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # such as a file where a folder should be
+            temporary.unlink()
     return path

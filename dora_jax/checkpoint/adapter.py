@@ -150,12 +150,12 @@ class Loaded:
         return self.params if self.rules is None else merge_params(self.params, self.rules)
 
 
-def load_model(model: str | None, adapter: Path | None) -> Loaded:
+def load_model(model: str | Pretrained | None, adapter: Path | None) -> Loaded:
     """Load a base model, with an adapter in its parameters if one is named.
 
     Args:
-        model: the base model's name; None takes the one that the adapter was trained on. An
-            adapter's weights can so be found in another place, if they are the same.
+        model: the base model's name, or itself; None takes the one that the adapter was trained
+            on. An adapter's weights can so be found in another place, if they are the same.
         adapter: an adapter's folder, or the run folder around it.
 
     Raises:
@@ -165,11 +165,11 @@ def load_model(model: str | None, adapter: Path | None) -> Loaded:
     if adapter is None:
         if model is None:
             raise ValueError("give a model, an adapter, or both")
-        pretrained = load_pretrained(model)
+        pretrained = _base(model)
         return Loaded(pretrained, pretrained.params, None, None)
     folder = find_adapter(adapter)
     info = load_info(folder)
-    pretrained = load_pretrained(info.model if model is None else model)
+    pretrained = _base(info.model if model is None else model)
     _check_weights(folder, info, pretrained)
     base = pretrained.params
     if info.dtype != "float32":
@@ -179,6 +179,10 @@ def load_model(model: str | None, adapter: Path | None) -> Loaded:
     plain = Llama(pretrained.config, rules)
     params = attach(base, load_tree(folder / WEIGHTS), plain, folder)
     return Loaded(pretrained, params, rules, info)
+
+
+def _base(model: str | Pretrained) -> Pretrained:
+    return model if isinstance(model, Pretrained) else load_pretrained(model)
 
 
 def _check_weights(folder: Path, info: AdapterInfo, pretrained: Pretrained) -> None:

@@ -41,10 +41,11 @@ class Pretrained:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text: the config's, the generation config's, the tokenizer's."""
+        """The tokens that end an answer: the config's, the generation config's, the tokenizer's."""
         given = (self.generation or {}).get("eos_token_id")
         more = given if isinstance(given, list) else [] if given is None else [given]
-        return tuple(dict.fromkeys([*self.config.eos_token_id, *more, self.tokenizer.eos_id]))
+        ends = dict.fromkeys([*self.config.eos_token_id, *more, *self.tokenizer.end_ids])
+        return tuple(end for end in ends if end < self.config.vocab_size)
 
 
 def _sample_parts(leaf: jax.Array, step: int) -> np.ndarray:

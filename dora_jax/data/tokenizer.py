@@ -78,8 +78,16 @@ class Tokenizer:
         self.pad_id: int = self.eos_id if pad_id is None else pad_id
         self.start_ids, self.final_ids = self._find_ends()
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.chat_template: str | None = self._config.get("chat_template")
-        self._template = None if self.chat_template is None else self._compile()
+        templates = self._config.get("chat_template")
+        if isinstance(templates, list):  # several, by name
+            named = {entry.get("name"): entry.get("template") for entry in templates}
+        else:
+            named = {"default": templates}
+        self.chat_template: str | None = named.get("default")
+        self._template, self._tool_template = (
+            None if source is None else self._compile(source)
+            for source in (self.chat_template, named.get("tool_use"))
+        )
 
     def _id_of(self, name: str) -> int | None:
         text = self._special.get(name)
@@ -115,8 +123,8 @@ class Tokenizer:
 
         What the chat template itself writes behind an answer tells which token ends one: many
         models end a turn with another token than a text, and a list of known names would end
-        answers at tokens that a model was never trained to stop at. More may be in a model's
-        `generation_config.json`, which its `LlamaConfig.eos_token_id` holds.
+        answers at tokens that a model was never trained to stop at. A model's configs may name
+        more: see `Pretrained.stop_ids`.
         """
         ends = [self.eos_id]
         if self._template is not None:
@@ -139,9 +147,9 @@ class Tokenizer:
         tokens = self._backend.encode("a", add_special_tokens=False).tokens
         return self.encode("\n") if tokens and tokens[0].startswith("\u2581") else []
 
-    def _compile(self) -> Any:
+    def _compile(self, source: Any) -> Any:
         try:
-            return compile_chat_template(str(self.chat_template))
+            return compile_chat_template(str(source))
         except DoraError as error:
             raise DoraError(f"{self._where}: {error}") from error
 
@@ -212,6 +220,7 @@ class Tokenizer:
             add_generation_prompt: whether to end with the opening of the assistant's answer.
             continue_final_message: whether to end inside the last message, to be continued.
             tools: JSON schemas of functions, for templates that know tools; others ignore them.
+                A model with a template of its own for tools (`tool_use`) takes that one.
             documents: texts to answer from, likewise.
             **variables: whatever else the template reads, such as `enable_thinking=False`.
 
@@ -219,6 +228,8 @@ class Tokenizer:
             DoraError: when the model has no template, or it refuses the messages.
         """
         template = self.require_chat_template()
+        if tools and self._tool_template is not None:
+            template = self._tool_template
         return render_chat(
             template,
             messages,
@@ -304,10 +315,6 @@ class Tokenizer:
         for name in (SPECIAL_FILE, CONFIG_FILE):  # the latter wins
             if (folder / name).is_file():
                 config |= _read_json(folder / name)
-        template = config.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            named = {entry.get("name"): entry.get("template") for entry in template}
-            config["chat_template"] = named.get("default")
         if (folder / TEMPLATE_FILE).is_file():
             config["chat_template"] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
         return cls(backend, config, folder)

@@ -47,7 +47,7 @@ def exact_matches(
         indices = order[start : start + batch_size]
         prompts = [rows[i].prompt for i in indices]
         filled = prompts + prompts[-1:] * (batch_size - len(prompts))
-        texts = generate_ids(model, {"params": params}, filled, sampling, [tokenizer.eos_id])
+        texts = generate_ids(model, {"params": params}, filled, sampling, tokenizer.end_ids)
         for i, ids in zip(indices, texts, strict=False):
             found[i] = int(words(tokenizer.decode(ids)) == words(rows[i].text))
         advance(float(sum(len(p) + sampling.max_new_tokens for p in prompts)))

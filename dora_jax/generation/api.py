@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 
 from dora_jax.adapters import column_norms
 from dora_jax.errors import DoraError
@@ -111,7 +110,7 @@ def generate(
     ]
     check_lengths(model, numbered, sampling.max_new_tokens)
     if stop_ids is None:
-        stop_ids = [*model.config.eos_token_id, *([] if tokenizer is None else [tokenizer.eos_id])]
+        stop_ids = [*model.config.eos_token_id, *([] if tokenizer is None else tokenizer.end_ids)]
     request = Request(
         model,
         replicate(_variables(model, params, norms)),
@@ -207,7 +206,7 @@ def _adapters(
 
 
 def _variables(model: Llama, params: Any, norms: Any) -> dict[str, Any]:
-    params = jax.tree.map(jnp.asarray, params)
+    params = jax.device_put(params)  # without a copy on CPUs
     if model.adapters is None:
         return {"params": params}
     # Without them every step would compute every module's norm anew.

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dora_jax.errors import DoraError
@@ -15,7 +14,7 @@ from dora_jax.generation.buckets import cache_slots, prompt_width, room_for, row
 from dora_jax.generation.decode import Prompts
 from dora_jax.generation.sampling import Sampling
 from dora_jax.models.llama import Llama
-from dora_jax.training.sharding import split_rows
+from dora_jax.training.sharding import fetch, row_places, run_mesh, split_rows
 
 _STOP_MULTIPLE = 8  # stop tokens are filled up, so that another one compiles nothing anew
 _NO_TOKEN = -1
@@ -144,7 +143,7 @@ def run_batch(
         `num_samples` texts of each prompt, a prompt's side by side.
     """
     sampling = request.sampling
-    count = row_count(rows or len(prompts), jax.device_count())
+    count = row_count(rows or len(prompts), row_places(run_mesh()))
     laid = _lay_out(prompts, count)
     adapter_of = np.array([p.adapter for p in prompts] + [0] * (count - len(prompts)), np.int32)
     run = _search if sampling.num_beams > 1 else _decode
@@ -166,13 +165,13 @@ def _search(
         _variables(request, adapter_of),
         split_rows(laid),
         sampling.knobs(),
-        jnp.asarray(request.stop_ids, jnp.int32),
+        np.asarray(request.stop_ids, np.int32),
         filters=sampling.filters(),
         early_stopping=sampling.early_stopping,
         beams=sampling.num_beams,
         room=room_for(sampling.max_new_tokens),
     )
-    best = jax.device_get(jax.tree.map(lambda x: x[:, : sampling.num_samples], found))
+    best = jax.tree.map(lambda x: x[:, : sampling.num_samples], fetch(found))
     outputs = []
     for row, sample in np.ndindex(*best.scores.shape):
         length = best.lengths[row, sample]
@@ -192,7 +191,7 @@ def _decode(
     sampling, model = request.sampling, request.model
     filters, knobs, room = sampling.filters(), sampling.knobs(), room_for(sampling.max_new_tokens)
     spare = -len(request.stop_ids) % _STOP_MULTIPLE or (0 if request.stop_ids else _STOP_MULTIPLE)
-    stop_ids = jnp.asarray([*request.stop_ids, *[_NO_TOKEN] * spare], jnp.int32)
+    stop_ids = np.asarray([*request.stop_ids, *[_NO_TOKEN] * spare], np.int32)
     variables = _variables(request, adapter_of)
     state = decode.prefill(
         model,
@@ -218,10 +217,10 @@ def _decode(
                 knobs,
                 stop_ids,
                 split_rows(halted),
-                jnp.int32(until),
+                np.int32(until),
                 filters=filters,
             )
-        seen = jax.device_get((state.step, state.tokens, state.log_probs, state.stopped))
+        seen = fetch((state.step, state.tokens, state.log_probs, state.stopped))
         step, tokens, log_probs, stopped = seen
         is_last = until >= most or bool(np.all(stopped | halted))
         outputs = [

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dora_jax.errors import DoraError
@@ -113,12 +114,12 @@ class Sampling:
     def knobs(self) -> "Knobs":
         """Return the numbers, which can change without compiling anew."""
 
-        def number(value: float | None) -> Array:
-            return jnp.asarray(value or 0, jnp.float32)
+        def number(value: float | None) -> Any:
+            return np.float32(value or 0)
 
         return Knobs(
-            seed=jnp.asarray(self.seed, jnp.uint32),
-            max_new_tokens=jnp.asarray(self.max_new_tokens, jnp.int32),
+            seed=np.uint32(self.seed),
+            max_new_tokens=np.int32(self.max_new_tokens),
             temperature=number(self.temperature),
             top_k=number(self.top_k),
             top_p=number(self.top_p),

@@ -9,7 +9,7 @@ _UNFINISHED = "\ufffd"  # what bytes decode to that are no whole character (yet)
 class TextTokenizer(Protocol):
     """What generation needs of a tokenizer; `dora_jax.data.tokenizer.Tokenizer` has it."""
 
-    eos_id: int
+    end_ids: tuple[int, ...]
     start_ids: list[int]
 
     def encode(self, text: str) -> list[int]:

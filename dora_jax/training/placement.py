@@ -5,19 +5,19 @@ norms follow their kernel. An axis that does not divide a leaf's size is left ou
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
 import jax
-import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dora_jax.decomposition import adapter_layout
-from dora_jax.mesh import ROWS, ShardingRules, fitting_axis
+from dora_jax.mesh import ShardingRules, fitting_axis
 from dora_jax.partition import ADAPTER_LEAVES, Params, iter_modules, module_specs, weight_name
 from dora_jax.spec import AdapterRules, NormAxis
+from dora_jax.training.sharding import put
 
 Axes = tuple[str | None, ...]
 
@@ -51,6 +51,23 @@ def _adapter_axes(
     return {name: axes[name] for name in adapter}
 
 
+def _sharding(mesh: Mesh, axes: Axes, shape: Sequence[int]) -> NamedSharding:
+    fitting = [fitting_axis(axis, size, mesh.shape) for axis, size in zip(axes, shape, strict=True)]
+    return NamedSharding(mesh, PartitionSpec(*fitting))
+
+
+def weight_sharding(
+    mesh: Mesh, sharding: ShardingRules
+) -> Callable[[str, Sequence[int]], NamedSharding]:
+    """Return what says where a weight goes, by its path and shape: see `load_pretrained`.
+
+    Args:
+        mesh: of `MeshConfig.build`.
+        sharding: the model's rules; a leaf that none matches is repeated everywhere.
+    """
+    return lambda path, shape: _sharding(mesh, _axes_of(path, len(shape), sharding), shape)
+
+
 def param_shardings(
     mesh: Mesh, shapes: Params, sharding: ShardingRules, adapters: AdapterRules | None = None
 ) -> Params:
@@ -71,12 +88,8 @@ def param_shardings(
         if specs is not None:
             axes |= _adapter_axes(axes[weight], leaves, weight, specs[path].norm_axis)
         for name, leaf in leaves.items():
-            fitting = [
-                fitting_axis(axis, size, mesh.shape)
-                for axis, size in zip(axes[name], leaf.shape, strict=True)
-            ]
             key = tuple(filter(None, (*path.split("/"), name)))
-            found[key] = NamedSharding(mesh, PartitionSpec(*fitting))
+            found[key] = _sharding(mesh, axes[name], leaf.shape)
     return flax.traverse_util.unflatten_dict(found)
 
 
@@ -115,11 +128,6 @@ def optimizer_shardings(
     )
 
 
-def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding of a batch: its rows are divided over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
-
-
 def place(tree: Any, shardings: Any) -> Any:
     """Put arrays where they belong; each process gives the whole, and keeps its part.
 
@@ -128,12 +136,5 @@ def place(tree: Any, shardings: Any) -> Any:
         shardings: of the same structure, or one for all.
     """
     if not isinstance(shardings, NamedSharding):
-        return jax.tree.map(_put, tree, shardings)
-    return jax.tree.map(lambda x: _put(x, shardings), tree)
-
-
-def _put(x: Any, sharding: NamedSharding) -> jax.Array:
-    if sharding.is_fully_addressable:
-        return jax.device_put(x, sharding)
-    whole = np.asarray(x)
-    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+        return jax.tree.map(put, tree, shardings)
+    return jax.tree.map(lambda x: put(x, shardings), tree)

@@ -221,9 +221,10 @@ def test_load_reads_every_spelling_of_hugging_face(folder):
     assert Tokenizer.load(folder).chat_template is None
     edit(
         config,
-        chat_template=[{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}],
+        chat_template=[{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}],
     )
     assert Tokenizer.load(folder).apply_chat_template(HELLO) == "D"
+    assert Tokenizer.load(folder).apply_chat_template(HELLO, tools=[{"name": "f"}]) == "T"
     (folder / "chat_template.jinja").write_text("J")
     assert Tokenizer.load(folder).apply_chat_template(HELLO) == "J"
 

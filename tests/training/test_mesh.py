@@ -21,8 +21,8 @@ from dora_jax.training.placement import (
     optimizer_shardings,
     param_shardings,
     place,
-    rows_sharding,
 )
+from dora_jax.training.sharding import split_rows
 from dora_jax.training.step import Batch, init_state, make_train_step
 from tests import small_net, tiny
 
@@ -93,8 +93,8 @@ def on_mesh(method, sizes):
     )
     sq_norms = kernel_sq_norms(params, rules)
     sq_norms = place(sq_norms, norm_shardings(shardings, sq_norms))
-    batch = place(batch_of(), rows_sharding(mesh))
     with jax.set_mesh(mesh):
+        batch = split_rows(batch_of())
         compiled = (
             jax.jit(step, donate_argnums=0)
             .lower(state, frozen, sq_norms, batch, jax.random.key(0))

@@ -2,25 +2,18 @@ import jax
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh
 
 from dora_jax.adapters import kernel_sq_norms
+from dora_jax.mesh import MeshConfig
 from dora_jax.partition import partition, trainable_mask
-from dora_jax.training import sharding
-from dora_jax.training.sharding import data_mesh, replicate, split_rows
+from dora_jax.training.sharding import fetch, replicate, run_mesh, split_rows
 from dora_jax.training.step import init_state, make_train_step
 from tests.training.word_model import RandomBatches, word_model
 
 
-@pytest.fixture
-def on_devices(monkeypatch):
-    """Make the mesh one of fewer devices."""
-
-    def set_count(count):
-        mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
-        monkeypatch.setattr(sharding, "data_mesh", lambda: mesh)
-
-    return set_count
+def on_devices(count, **axes):
+    """Return the context of a mesh of fewer devices, or of another shape."""
+    return jax.set_mesh(MeshConfig(**axes).build(jax.devices()[:count]))
 
 
 def shards(array):
@@ -31,7 +24,16 @@ def shards(array):
 
 
 def test_the_mesh_has_every_device():
-    assert dict(data_mesh().shape) == {"data": 8}
+    assert dict(run_mesh().shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+
+
+def test_rows_are_divided_over_data_and_fsdp_of_the_mesh_around():
+    rows = np.arange(48).reshape(16, 3)
+    with on_devices(8, data=2, fsdp=2, tensor=2):
+        tree = split_rows(rows)
+        assert shards(tree) == ((4, 3), 8)
+        assert replicate(tree) is tree  # what is on the mesh stays as it is
+    np.testing.assert_array_equal(fetch(tree), rows)
 
 
 def test_replicated_arrays_are_whole_on_every_device():
@@ -58,10 +60,10 @@ def test_rows_that_do_not_divide_are_replicated(rows):
     assert shards(tree["weights"]) == ((rows,), 8)
 
 
-def test_one_device(on_devices):
-    on_devices(1)
-    assert shards(split_rows(np.ones((7, 2)))) == ((7, 2), 1)
-    assert shards(replicate(np.ones((7, 2)))) == ((7, 2), 1)
+def test_one_device():
+    with on_devices(1):
+        assert shards(split_rows(np.ones((7, 2)))) == ((7, 2), 1)
+        assert shards(replicate(np.ones((7, 2)))) == ((7, 2), 1)
 
 
 def train(rows, micro_batches=1):
@@ -81,10 +83,10 @@ def train(rows, micro_batches=1):
 
 
 @pytest.mark.parametrize(("rows", "micro_batches"), [(16, 2), (12, 1)], ids=["split", "replicated"])
-def test_eight_devices_give_the_numbers_of_one(on_devices, rows, micro_batches):
+def test_eight_devices_give_the_numbers_of_one(rows, micro_batches):
     losses, trained = train(rows, micro_batches)
-    on_devices(1)
-    expected_losses, expected = train(rows, micro_batches)
+    with on_devices(1):
+        expected_losses, expected = train(rows, micro_batches)
     np.testing.assert_allclose(losses, expected_losses, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), trained, expected
