@@ -25,7 +25,7 @@ from benchmarks.training_step import (
     random_base,
     time_alternately,
 )
-from dora_jax.training.sharding import replicate, split_rows
+from dora_jax.sharding import replicate, split_rows
 
 _TOKENS = ("1x128", "2x128", "4x128", "8x128")
 _RANKS = (8, 32, 128)

@@ -20,11 +20,9 @@ import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from rich.console import Console
 
 from dora_jax.adapters import init_adapters, merge_params
@@ -43,11 +41,13 @@ from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrai
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, encode_task, read_examples
-from dora_jax.models.llama import Llama, param_shapes
+from dora_jax.models.llama import SHARDING, Llama, param_shapes
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
+from dora_jax.sharding import run_mesh
 from dora_jax.spec import AdapterRules, Method
-from dora_jax.training.config import ExperimentConfig
+from dora_jax.training.config import ExperimentConfig, ModelConfig
 from dora_jax.training.loop import CHECKPOINTS, DivergedError, FitResult, fit
+from dora_jax.training.placement import param_shardings, weight_sharding
 from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.runs import (
     RESULTS_FILE,
@@ -66,8 +66,8 @@ class Workbench:
 
     Attributes:
         config: the resolved config.
-        pretrained: the model's shape, tokenizer and origin.
-        params: its weights, on the device.
+        pretrained: the model, its weights in their place and of the compute dtype.
+        weights: their fingerprint.
         task: the data.
         folder: the run's folder.
         progress: counts the work.
@@ -75,7 +75,7 @@ class Workbench:
 
     config: ExperimentConfig
     pretrained: Pretrained
-    params: Params
+    weights: str
     task: Task
     folder: Path
     progress: WorkProgress
@@ -102,16 +102,21 @@ class Workbench:
         )
 
 
-def load_weights(config: ExperimentConfig) -> tuple[Pretrained, Params]:
-    """Return the pre-trained model, and its weights on the device in the compute dtype."""
-    pretrained = load_pretrained(config.model.name)
-    dtype = jnp.dtype(config.model.dtype)
-    return pretrained, on_device(pretrained.params, dtype)
+def load_weights(config: ExperimentConfig) -> tuple[Pretrained, str]:
+    """Return the pre-trained model, each weight in its place on the mesh around, and its name.
+
+    The weights are of the compute dtype; the fingerprint that names them is of the file's values.
+    """
+    where = weight_sharding(run_mesh(), SHARDING)
+    pretrained = load_pretrained(config.model.name, sharding=where)
+    name = fingerprint(pretrained.params)
+    return dataclasses.replace(pretrained, params=rounded(pretrained.params, config.model)), name
 
 
-def on_device(params: Params, dtype: Any) -> Params:
-    """Put weights on the device; where the dtype is theirs, CPUs need no copy."""
-    return jax.tree.map(lambda x: jax.device_put(np.asarray(x, dtype)), params)
+def rounded(params: Params, model: ModelConfig) -> Params:
+    """Return weights in the compute dtype, where they are."""
+    dtype = jnp.dtype(model.dtype)
+    return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
 
 
 def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
@@ -136,15 +141,15 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             f"{jax.default_backend()!r}: give --model.attention xla"
         )
     examples = read_examples(config.data)
-    pretrained, params = load_weights(config)
+    pretrained, weights = load_weights(config)
     _check_fit(config, pretrained)
     task = encode_task(examples, config.data, pretrained.tokenizer)
     for line in task.describe():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     folder = config.run_folder()
     console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
-    weights = f"{pretrained.source}, {fingerprint(pretrained.params)}"
-    identity = config.settings() | {"weights": weights, "rows": task.digest()}
+    origin = f"{pretrained.source}, {weights}"
+    identity = config.settings() | {"weights": origin, "rows": task.digest()}
     with claim(folder, identity) as environments:
         if len(environments) > 1:
             console.print(
@@ -154,7 +159,7 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
                 soft_wrap=True,
             )
         with WorkProgress(_total_work(config, task), console) as progress:
-            bench = Workbench(config, pretrained, params, task, folder, progress)
+            bench = Workbench(config, pretrained, weights, task, folder, progress)
             base = _base(bench)
             trials = [
                 trial for method in config.compare.methods for trial in _search(bench, method)
@@ -169,7 +174,9 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             name=config.name,
             command=command,
             finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            model=ModelInfo(config.model.name, pretrained.source, count_parameters(params)),
+            model=ModelInfo(
+                config.model.name, pretrained.source, count_parameters(pretrained.params)
+            ),
             data=task.info,
             eval_rows=task.eval_rows,
             base=base,
@@ -205,7 +212,8 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         DoraError: when the adapter was trained with another prompt template.
     """
     examples = read_examples(config.data)
-    loaded = load_model(config.model.name, adapter)
+    where = weight_sharding(run_mesh(), SHARDING)
+    loaded = load_model(config.model.name, adapter, where)
     if loaded.info is not None and loaded.info.prompt != config.data.prompt:
         raise DoraError(
             f"{adapter}: was trained with the prompt template {loaded.info.prompt!r}, not "
@@ -213,7 +221,7 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         )
     pretrained = loaded.pretrained
     dtype = jnp.dtype(config.model.dtype)
-    params = on_device(loaded.merged(), dtype)
+    params = rounded(loaded.merged(), config.model)
     _check_fit(config, pretrained)
     task = encode_task(examples, config.data, pretrained.tokenizer)
     plain = Llama(pretrained.config, dtype=dtype)
@@ -284,7 +292,7 @@ def _base(bench: Workbench) -> BaseResult:
         bench.progress.skip(bench.task.tokens("evaluation"))
         return done
     bench.progress.part("base model: evaluation")
-    score = bench.score(bench.params, "evaluation")
+    score = bench.score(bench.pretrained.params, "evaluation")
     result = BaseResult(score.accuracy, score.correct, score.loss)
     finish_part(folder, result)
     bench.progress.say(f"base model: {score.accuracy:.1%}")
@@ -297,7 +305,7 @@ def _fit(
     config = bench.config
     rules = config.adapter.rules(method)
     model = bench.adapted(rules)
-    params = init_adapters(bench.params, param_shapes(model), rules, jax.random.key(seed))
+    params = _start(bench.pretrained.params, model, rules, seed)
     work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
 
     expected = 1
@@ -326,6 +334,14 @@ def _fit(
     )
     bench.progress.skip(work * (steps + 1 - expected))
     return result, rules
+
+
+def _start(base: Params, model: Llama, rules: AdapterRules, seed: int) -> Params:
+    """Return the adapted model's parameters at the start, fresh adapters beside their kernels."""
+    shapes = param_shapes(model)
+    where = param_shardings(run_mesh(), shapes, SHARDING, rules)
+    params = init_adapters(base, shapes, rules, jax.random.key(seed))
+    return jax.tree.map(jax.device_put, params, where)
 
 
 def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
@@ -395,7 +411,7 @@ def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
     info = AdapterInfo(
         model=bench.pretrained.name,
         source=bench.pretrained.source,
-        weights=fingerprint(bench.pretrained.params),
+        weights=bench.weights,
         method=method,
         adapter=dataclasses.asdict(bench.config.adapter),
         prompt=bench.config.data.prompt,

@@ -25,7 +25,7 @@ from dora_jax.generation.buckets import bucket
 from dora_jax.generation.text import TextTokenizer
 from dora_jax.models.attention import PADDING, SHARED
 from dora_jax.models.llama import Llama
-from dora_jax.training.sharding import fetch, replicate, split_rows
+from dora_jax.sharding import fetch, replicate, split_rows
 
 _LENGTH_MULTIPLE = 32  # few lengths, so few compilations
 _ANY_TOKEN = 0  # of padding

@@ -123,7 +123,7 @@ def test_saving(tmp_path):
     assert saved == [{"role": "system", "content": "s"}, *talk.chat.messages]
     assert "exists; choose another name" in talk(f"/save {path}")
     assert "needs a file" in talk("/save")
-    assert "Not a directory" in talk(f"/save {path}/below")
+    assert "could not be written" in talk(f"/save {path}/below")
 
 
 def test_adapters_are_switched_by_name_and_path(tmp_path):

@@ -220,8 +220,8 @@ def test_an_adapter_is_refused_on_other_weights(results, config, inputs, tmp_pat
 def test_other_weights_at_the_same_path_are_another_run(results, config, monkeypatch):
     load = comparison.load_pretrained
 
-    def changed(name):
-        found = load(name)
+    def changed(name, sharding):
+        found = load(name, sharding=sharding)
         found.params["norm"]["scale"] = found.params["norm"]["scale"] * 1.01
         return found
 

@@ -17,6 +17,7 @@ import numpy as np
 from dora_jax.adapters import merge_params
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
+from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
@@ -138,7 +139,7 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model with, perhaps, an adapter in it; weights as numpy arrays, float32."""
+    """A base model with, perhaps, an adapter in it; float32; numpy, or jax if placed."""
 
     pretrained: Pretrained
     params: Params
@@ -150,13 +151,16 @@ class Loaded:
         return self.params if self.rules is None else merge_params(self.params, self.rules)
 
 
-def load_model(model: str | Pretrained | None, adapter: Path | None) -> Loaded:
+def load_model(
+    model: str | Pretrained | None, adapter: Path | None, sharding: Shardings | None = None
+) -> Loaded:
     """Load a base model, with an adapter in its parameters if one is named.
 
     Args:
         model: the base model's name, or itself; None takes the one that the adapter was trained
             on. An adapter's weights can so be found in another place, if they are the same.
         adapter: an adapter's folder, or the run folder around it.
+        sharding: where the base model's weights go, as `load_pretrained` takes it.
 
     Raises:
         DoraError: when something is missing or broken, or the adapter was trained on other weights.
@@ -165,24 +169,24 @@ def load_model(model: str | Pretrained | None, adapter: Path | None) -> Loaded:
     if adapter is None:
         if model is None:
             raise ValueError("give a model, an adapter, or both")
-        pretrained = _base(model)
+        pretrained = _base(model, sharding)
         return Loaded(pretrained, pretrained.params, None, None)
     folder = find_adapter(adapter)
     info = load_info(folder)
-    pretrained = _base(info.model if model is None else model)
+    pretrained = _base(info.model if model is None else model, sharding)
     _check_weights(folder, info, pretrained)
     base = pretrained.params
     if info.dtype != "float32":
         rounded = jnp.dtype(info.dtype)
-        base = jax.tree.map(lambda x: np.asarray(x).astype(rounded).astype(np.float32), base)
+        base = jax.tree.map(lambda x: x.astype(rounded).astype(np.float32), base)
     rules = info.rules()
     plain = Llama(pretrained.config, rules)
     params = attach(base, load_tree(folder / WEIGHTS), plain, folder)
     return Loaded(pretrained, params, rules, info)
 
 
-def _base(model: str | Pretrained) -> Pretrained:
-    return model if isinstance(model, Pretrained) else load_pretrained(model)
+def _base(model: str | Pretrained, sharding: Shardings | None) -> Pretrained:
+    return model if isinstance(model, Pretrained) else load_pretrained(model, sharding=sharding)
 
 
 def _check_weights(folder: Path, info: AdapterInfo, pretrained: Pretrained) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dora_jax.checkpoint import hub
 from dora_jax.checkpoint.assemble import Shardings
@@ -16,6 +17,7 @@ from dora_jax.checkpoint.hf import read_generation_config, read_hf_folder
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.config import LlamaConfig
+from dora_jax.sharding import run_mesh
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,14 @@ def _sample_parts(leaf: jax.Array, step: int) -> np.ndarray:
     """Return every so many values of an array that may be too large for one place.
 
     Args:
-        leaf: all of whose parts are on this process's devices.
+        leaf: any array.
         step: from one value to the next, in the flat order.
     """
     places = np.array(np.unravel_index(np.arange(0, leaf.size, step), leaf.shape))
+    if not leaf.is_fully_addressable:  # some of it is with other processes
+        everywhere = NamedSharding(run_mesh(), PartitionSpec())
+        take = jax.jit(lambda x, at: x[tuple(at)], out_shardings=everywhere)
+        return np.asarray(take(leaf, places))
     found = np.empty(places.shape[1], leaf.dtype)
     for part in leaf.addressable_shards:
         ends = [axis.indices(size)[:2] for axis, size in zip(part.index, leaf.shape, strict=True)]

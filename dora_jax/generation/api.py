@@ -13,7 +13,7 @@ from dora_jax.generation.batches import Numbered, Output, Request, check_lengths
 from dora_jax.generation.sampling import Sampling
 from dora_jax.generation.text import GrowingText, TextTokenizer
 from dora_jax.models.llama import Llama
-from dora_jax.training.sharding import replicate
+from dora_jax.sharding import replicate
 
 _STREAMED = 1  # tokens between two looks at the texts when they are shown as they come
 _WATCHED = 16  # and when only stop strings are looked for

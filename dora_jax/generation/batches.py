@@ -14,7 +14,7 @@ from dora_jax.generation.buckets import cache_slots, prompt_width, room_for, row
 from dora_jax.generation.decode import Prompts
 from dora_jax.generation.sampling import Sampling
 from dora_jax.models.llama import Llama
-from dora_jax.training.sharding import fetch, row_places, run_mesh, split_rows
+from dora_jax.sharding import fetch, row_places, run_mesh, split_rows
 
 _STOP_MULTIPLE = 8  # stop tokens are filled up, so that another one compiles nothing anew
 _NO_TOKEN = -1

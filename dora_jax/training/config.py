@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from dora_jax.data.examples import Packing, TooLong, TrainOn
 from dora_jax.errors import DoraError
+from dora_jax.mesh import MeshConfig
 from dora_jax.models.llama import AttentionKernel, Remat
 from dora_jax.spec import (
     GRANULAR_PRESET,
@@ -324,6 +325,7 @@ class ExperimentConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
     seeds: tuple[int, ...] = (0,)
     """Seeds of initialisation, data order and dropout; methods share them."""
     out: Path | None = None
@@ -341,9 +343,13 @@ class ExperimentConfig:
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "without repeats")
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the results depend on, as plain JSON: all but `out` and `WORK_ALONE`."""
+        """Return all that the results depend on, as plain JSON.
+
+        Without `out`, `WORK_ALONE` and `mesh`: a run may go on where there are other devices.
+        """
         settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        settings.pop("out")
+        for name in ("out", "mesh"):
+            settings.pop(name)
         for name in WORK_ALONE:
             settings["data"].pop(name)
         return settings

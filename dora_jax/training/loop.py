@@ -26,8 +26,8 @@ from dora_jax.analysis.results import HistoryPoint
 from dora_jax.checkpoint.state import CheckpointStore
 from dora_jax.errors import DoraError
 from dora_jax.partition import Params, combine, count_parameters, partition, trainable_mask
+from dora_jax.sharding import replicate, split_rows
 from dora_jax.spec import AdapterRules
-from dora_jax.training.sharding import replicate, split_rows
 from dora_jax.training.step import Batch, TrainState, init_state, make_train_step
 
 METRICS_FILE = "metrics.jsonl"

@@ -16,8 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dora_jax.decomposition import adapter_layout
 from dora_jax.mesh import ShardingRules, fitting_axis
 from dora_jax.partition import ADAPTER_LEAVES, Params, iter_modules, module_specs, weight_name
+from dora_jax.sharding import put
 from dora_jax.spec import AdapterRules, NormAxis
-from dora_jax.training.sharding import put
 
 Axes = tuple[str | None, ...]
 

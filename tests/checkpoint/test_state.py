@@ -9,7 +9,7 @@ import pytest
 from dora_jax.checkpoint import state as checkpoints
 from dora_jax.checkpoint.state import CheckpointStore, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
-from dora_jax.training.sharding import replicate
+from dora_jax.sharding import replicate
 
 
 class State(NamedTuple):

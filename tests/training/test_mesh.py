@@ -15,6 +15,7 @@ from dora_jax.errors import DoraError
 from dora_jax.mesh import MeshConfig, constrain
 from dora_jax.models.config import LlamaConfig
 from dora_jax.partition import partition, trainable_mask
+from dora_jax.sharding import split_rows
 from dora_jax.spec import AdapterRules
 from dora_jax.training.placement import (
     norm_shardings,
@@ -22,7 +23,6 @@ from dora_jax.training.placement import (
     param_shardings,
     place,
 )
-from dora_jax.training.sharding import split_rows
 from dora_jax.training.step import Batch, init_state, make_train_step
 from tests import small_net, tiny
 

@@ -6,7 +6,7 @@ import pytest
 from dora_jax.adapters import kernel_sq_norms
 from dora_jax.mesh import MeshConfig
 from dora_jax.partition import partition, trainable_mask
-from dora_jax.training.sharding import fetch, replicate, run_mesh, split_rows
+from dora_jax.sharding import fetch, replicate, run_mesh, split_rows
 from dora_jax.training.step import init_state, make_train_step
 from tests.training.word_model import RandomBatches, word_model
 
