@@ -252,6 +252,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         from dora_jax.compilation_cache import enable_compilation_cache
 
         enable_compilation_cache()
+        from dora_jax.processes import connect
+
+        connect()
         _COMMANDS[argv[0]](argv[1:])
 
 

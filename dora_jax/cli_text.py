@@ -162,7 +162,7 @@ def chat_command(argv: Sequence[str]) -> None:
     if args.system is not None:
         check_text(args.system, "the system message")
     adapters = name_adapters(args.adapter)
-    base = args.model
+    base: Any = args.model
 
     def load(adapter: Path | None) -> Any:
         nonlocal base

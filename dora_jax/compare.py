@@ -13,6 +13,7 @@ Every method gets the same data order, initial A, schedule, steps and search bud
 on the same rows. Scoring is done with the adapter merged, so one compiled program serves them all.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -30,7 +31,6 @@ from dora_jax.analysis.report import write_report
 from dora_jax.analysis.results import (
     BaseResult,
     ComparisonResults,
-    HistoryPoint,
     ModelInfo,
     RunResult,
     SearchTrial,
@@ -38,23 +38,28 @@ from dora_jax.analysis.results import (
 from dora_jax.analysis.terminal import print_comparison
 from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, load_model, save_adapter
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
+from dora_jax.cost import step_cost
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, encode_task, read_examples
 from dora_jax.models.llama import SHARDING, Llama, param_shapes
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
+from dora_jax.processes import first_decides, is_first
 from dora_jax.sharding import run_mesh
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import ExperimentConfig, ModelConfig
-from dora_jax.training.loop import CHECKPOINTS, DivergedError, FitResult, fit
-from dora_jax.training.placement import param_shardings, weight_sharding
+from dora_jax.training.loop import CHECKPOINTS, VALIDATION, DivergedError, FitResult, fit
+from dora_jax.training.metrics import Row
+from dora_jax.training.placement import param_shardings, place, weight_sharding
 from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
+from dora_jax.training.reporting import Watching
 from dora_jax.training.runs import (
     RESULTS_FILE,
     claim,
     finish_part,
     finished_part,
 )
+from dora_jax.training.shares import row_share
 from dora_jax.training.step import learning_rate_schedule, make_optimizer
 
 REPORT_FILE = "report.html"
@@ -129,7 +134,12 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
     Raises:
         DoraError: for bad data, a run folder of another config, a diverged run, a full disk.
     """
-    console = Console(stderr=True)
+    with jax.set_mesh(config.mesh.build()):
+        return _compare(config, command)
+
+
+def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
+    console = Console(stderr=True, quiet=not is_first())
     if config.compare.search_steps and not config.data.validation_rows:
         raise DoraError(
             "a search for learning rates needs rows: raise --data.validation-rows, or give "
@@ -150,7 +160,8 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
     console.print(f"run folder: {folder}", highlight=False, markup=False, soft_wrap=True)
     origin = f"{pretrained.source}, {weights}"
     identity = config.settings() | {"weights": origin, "rows": task.digest()}
-    with claim(folder, identity) as environments:
+    with contextlib.ExitStack() as stack:
+        environments = first_decides(lambda: stack.enter_context(claim(folder, identity)))
         if len(environments) > 1:
             console.print(
                 "this run was begun in another environment (environment.json lists them); its "
@@ -185,9 +196,10 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             settings=config.settings(),
             environment=environments[-1] | {"earlier": environments[:-1]},
         )
-        write_report(results, folder / REPORT_FILE)
-        results.to_json(folder / RESULTS_FILE)
-    print_comparison(results, Console())
+        if is_first():
+            write_report(results, folder / REPORT_FILE)
+            results.to_json(folder / RESULTS_FILE)
+    print_comparison(results, Console(quiet=not is_first()))
     console.print(f"report: {folder / REPORT_FILE}", highlight=False, soft_wrap=True)
     return results
 
@@ -211,6 +223,11 @@ def evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     Raises:
         DoraError: when the adapter was trained with another prompt template.
     """
+    with jax.set_mesh(config.mesh.build()):
+        return _evaluate(config, adapter)
+
+
+def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     examples = read_examples(config.data)
     where = weight_sharding(run_mesh(), SHARDING)
     loaded = load_model(config.model.name, adapter, where)
@@ -306,34 +323,59 @@ def _fit(
     rules = config.adapter.rules(method)
     model = bench.adapted(rules)
     params = _start(bench.pretrained.params, model, rules, seed)
+    share = row_share(run_mesh(), config.train.batch_size)
+    batches = bench.task.batches(config.train, seed, share)
     work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
 
     expected = 1
 
-    def on_step(point: HistoryPoint) -> None:
+    def on_row(row: Row) -> None:
         nonlocal expected
         # The steps before an interruption are not done again.
-        bench.progress.skip(work * (point.step - expected))
-        expected = point.step + 1
-        bench.progress.advance(work, f"step {point.step}/{steps}, loss {point.loss:.3f}")
+        bench.progress.skip(work * (row["step"] - expected))
+        expected = row["step"] + 1
+        bench.progress.advance(work, _describe(row, steps))
 
-    result = fit(
-        model,
-        rules,
-        params,
-        bench.task.batches(config.train, seed),
-        make_optimizer(config.optim, rate, steps),
-        learning_rate_schedule(config.optim, rate, steps),
-        steps=steps,
-        seed=seed,
-        folder=folder,
-        checkpoint_every=config.train.checkpoint_every,
-        micro_batches=config.train.micro_batches,
-        dropout=config.adapter.dropout > 0,
-        on_step=on_step,
+    def validate(params: Params) -> dict[str, float]:
+        score = bench.score(merge_params(params, rules), "validation")
+        return {VALIDATION: score.loss, "validation_accuracy": score.accuracy}
+
+    @functools.cache
+    def flops(rows: int, length: int, labels: int) -> float:
+        return step_cost(model, rows, length, labels).total
+
+    watching = Watching(
+        on_row=on_row,
+        track=config.track,
+        profile=config.profile,
+        flops=flops,
+        settings=config.settings() | {"method": method, "seed": seed, "learning_rate": rate},
     )
+    with batches:
+        result = fit(
+            model,
+            rules,
+            params,
+            batches,
+            make_optimizer(config.optim, rate, steps),
+            learning_rate_schedule(config.optim, rate, steps),
+            config.train,
+            steps=steps,
+            seed=seed,
+            folder=folder,
+            dropout=config.adapter.dropout > 0,
+            validate=validate if config.train.validate_every else None,
+            share=share,
+            watching=watching,
+        )
     bench.progress.skip(work * (steps + 1 - expected))
     return result, rules
+
+
+def _describe(row: Row, steps: int) -> str:
+    loss = "not finite, skipped" if row["loss"] is None else f"{row['loss']:.3f}"
+    speed = f"{row['tokens_per_s']:,.0f} tokens/s"
+    return f"step {row['step']}/{steps}, loss {loss}, {speed}"
 
 
 def _start(base: Params, model: Llama, rules: AdapterRules, seed: int) -> Params:
@@ -341,7 +383,7 @@ def _start(base: Params, model: Llama, rules: AdapterRules, seed: int) -> Params
     shapes = param_shapes(model)
     where = param_shardings(run_mesh(), shapes, SHARDING, rules)
     params = init_adapters(base, shapes, rules, jax.random.key(seed))
-    return jax.tree.map(jax.device_put, params, where)
+    return place(params, where)
 
 
 def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
@@ -395,7 +437,8 @@ def _validation_loss(trial: SearchTrial) -> float:
 def _finish(folder: Path, result: SearchTrial | RunResult) -> None:
     """Write a part's result; what it needed to continue is then of no use."""
     finish_part(folder, result)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    if is_first():
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:

@@ -82,6 +82,12 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def all_arrive(where: str) -> None:
+    """Go on when every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
 def first_decides(decide: Callable[[], T]) -> T:
     """Return in every process what the first one finds; what it raises is raised in all.
 

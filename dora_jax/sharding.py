@@ -29,7 +29,8 @@ def row_places(mesh: Mesh) -> int:
 
 def put(x: Any, sharding: NamedSharding) -> jax.Array:
     """Put an array where it belongs; each process gives the whole, and keeps its part."""
-    if sharding.is_fully_addressable:
+    is_global = isinstance(x, jax.Array) and not x.is_fully_addressable
+    if sharding.is_fully_addressable or is_global:
         return jax.device_put(x, sharding)
     whole = np.asarray(x)
     return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

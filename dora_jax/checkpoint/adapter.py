@@ -23,6 +23,8 @@ from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
+from dora_jax.processes import all_arrive, is_first
+from dora_jax.sharding import fetch
 from dora_jax.spec import AdapterRules, Method
 from dora_jax.training.config import AdapterConfig
 
@@ -71,10 +73,13 @@ class AdapterInfo:
 def save_adapter(folder: Path, info: AdapterInfo, trainable: Params) -> None:
     """Write an adapter, replacing an unfinished or older one in the folder."""
     marker = folder / ADAPTER_FILE
-    marker.unlink(missing_ok=True)
-    shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
-    save_tree(folder / WEIGHTS, trainable)
-    write_text(marker, json.dumps(encode(info), indent=1) + "\n")
+    if is_first():
+        marker.unlink(missing_ok=True)
+        shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
+    all_arrive("the old adapter is gone")
+    save_tree(folder / WEIGHTS, fetch(trainable))
+    if is_first():
+        write_text(marker, json.dumps(encode(info), indent=1) + "\n")
 
 
 def find_adapter(path: Path) -> Path:

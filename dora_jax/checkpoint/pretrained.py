@@ -1,14 +1,15 @@
 """A pre-trained model by name or path: shape, weights, tokenizer and origin."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dora_jax.checkpoint import hub
 from dora_jax.checkpoint.assemble import Shardings
@@ -17,7 +18,6 @@ from dora_jax.checkpoint.hf import read_generation_config, read_hf_folder
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.config import LlamaConfig
-from dora_jax.sharding import run_mesh
 
 
 @dataclass(frozen=True)
@@ -50,25 +50,18 @@ class Pretrained:
         return tuple(end for end in ends if end < self.config.vocab_size)
 
 
-def _sample_parts(leaf: jax.Array, step: int) -> np.ndarray:
-    """Return every so many values of an array that may be too large for one place.
+@functools.partial(jax.jit, static_argnames="step")
+def _sample(leaf: jax.Array, step: int) -> jax.Array:
+    places = np.unravel_index(np.arange(0, leaf.size, step), leaf.shape)
+    return jax.lax.with_sharding_constraint(leaf[places], PartitionSpec())
 
-    Args:
-        leaf: any array.
-        step: from one value to the next, in the flat order.
-    """
-    places = np.array(np.unravel_index(np.arange(0, leaf.size, step), leaf.shape))
-    if not leaf.is_fully_addressable:  # some of it is with other processes
-        everywhere = NamedSharding(run_mesh(), PartitionSpec())
-        take = jax.jit(lambda x, at: x[tuple(at)], out_shardings=everywhere)
-        return np.asarray(take(leaf, places))
-    found = np.empty(places.shape[1], leaf.dtype)
-    for part in leaf.addressable_shards:
-        ends = [axis.indices(size)[:2] for axis, size in zip(part.index, leaf.shape, strict=True)]
-        starts, stops = np.array(ends).reshape(-1, 2, 1).swapaxes(0, 1)
-        inside = np.all((places >= starts) & (places < stops), axis=0)
-        found[inside] = part.data[tuple((places - starts)[:, inside])]
-    return found
+
+def _sampled(leaf: jax.Array, step: int) -> np.ndarray:
+    """Return every so many values, in the flat order, of an array that may be in many places."""
+    if not isinstance(leaf.sharding, NamedSharding):
+        return np.asarray(leaf).reshape(-1)[::step]
+    with jax.set_mesh(cast(Mesh, leaf.sharding.mesh)):
+        return np.asarray(_sample(leaf, step))
 
 
 def fingerprint(params: Any) -> str:
@@ -81,7 +74,7 @@ def fingerprint(params: Any) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         step = max(1, leaf.size // 4096)
         if isinstance(leaf, jax.Array):
-            sample = _sample_parts(leaf, step)
+            sample = _sampled(leaf, step)
         else:
             sample = np.asarray(leaf).reshape(-1)[::step]
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())

@@ -140,16 +140,16 @@ class Filters(NamedTuple):
 
 
 class Knobs(NamedTuple):
-    """The numbers of `Sampling` on the device, each ()."""
+    """The numbers of `Sampling` as arrays, each ()."""
 
-    seed: Array
-    max_new_tokens: Array
-    temperature: Array
-    top_k: Array
-    top_p: Array
-    min_p: Array
-    repetition_penalty: Array
-    length_penalty: Array
+    seed: Any
+    max_new_tokens: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    min_p: Any
+    repetition_penalty: Any
+    length_penalty: Any
 
 
 def penalise_repetition(

@@ -9,8 +9,12 @@ _UNFINISHED = "\ufffd"  # what bytes decode to that are no whole character (yet)
 class TextTokenizer(Protocol):
     """What generation needs of a tokenizer; `dora_jax.data.tokenizer.Tokenizer` has it."""
 
-    end_ids: tuple[int, ...]
     start_ids: list[int]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""

@@ -29,6 +29,7 @@ from dora_jax.spec import (
     Scaling,
     nearest,
 )
+from dora_jax.training.trackers import TrackerName
 
 
 def _require(condition: bool, name: str, value: object, allowed: str) -> None:
@@ -50,13 +51,20 @@ def _require_seed(name: str, seed: int) -> None:
 
 Dtype = Literal["float32", "bfloat16"]
 Schedule = Literal["linear", "cosine", "constant"]
-# Fields of `data` that change who does the work, and no result.
+# Fields that change no result: where it is done and kept, and who looks on; of `data`, who makes
+# the batches.
+NO_RESULT = ("out", "mesh", "track", "profile")
 WORK_ALONE = ("read_ahead", "workers")
 
 
 def _require_count(name: str, value: object) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     _require(whole and value >= 1, name, value, "a whole number of at least 1")  # type: ignore[operator]
+
+
+def _require_count_or_none(name: str, value: object) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    _require(whole and value >= 0, name, value, "a whole number of at least 0")  # type: ignore[operator]
 
 
 @dataclass(frozen=True)
@@ -135,13 +143,10 @@ class DataConfig:
         object.__setattr__(self, "mix", tuple((str(name), float(w)) for name, w in given_mix))
         for name in ("train_rows", "eval_rows", "max_length", "eval_batch_size", "buckets"):
             _require_count(f"data.{name}", getattr(self, name))
-        for name in ("read_ahead", "workers"):
-            if getattr(self, name) != 0:
-                _require_count(f"data.{name}", getattr(self, name))
+        for name in ("read_ahead", "workers", "validation_rows"):
+            _require_count_or_none(f"data.{name}", getattr(self, name))
         for name, choices in (("train_on", TrainOn), ("too_long", TooLong), ("packing", Packing)):
             _require_choice(f"data.{name}", getattr(self, name), choices)
-        if self.validation_rows != 0:
-            _require_count("data.validation_rows", self.validation_rows)
         _require_seed("data.seed", self.seed)
         self._check_sources()
 
@@ -259,12 +264,23 @@ class TrainConfig:
     """Parts that a batch is split into, one after another, to save memory; same gradients."""
     checkpoint_every: int = 25
     """Steps between checkpoints from which an interrupted run continues."""
+    validate_every: int = 0
+    """Steps between measurements of the validation rows' loss, without which 0 goes on."""
+    patience: int = 0
+    """Measurements without a better one after which training stops early; 0 never does."""
+    bad_steps: int = 10
+    """Steps in a row whose loss or gradient may be not finite, before the run gives up. Each of
+    them is skipped, counted, and its batch named in the metrics."""
 
     def __post_init__(self) -> None:
         _require_choice("train.method", self.method, Method)
         _require(self.method != "frozen", "train.method", self.method, "a method that trains")
-        for name in ("steps", "batch_size", "micro_batches", "checkpoint_every"):
+        for name in ("steps", "batch_size", "micro_batches", "checkpoint_every", "bad_steps"):
             _require_count(f"train.{name}", getattr(self, name))
+        for name in ("validate_every", "patience"):
+            _require_count_or_none(f"train.{name}", getattr(self, name))
+        if self.patience and not self.validate_every:
+            raise DoraError("train.patience needs train.validate_every: nothing is measured")
         if self.batch_size % self.micro_batches:
             raise DoraError(
                 f"train.batch_size ({self.batch_size}) must be a multiple of train.micro_batches "
@@ -326,6 +342,10 @@ class ExperimentConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    track: tuple[TrackerName, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb."""
+    profile: int = 0
+    """Steps of each run to write a profiler's trace of."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of initialisation, data order and dropout; methods share them."""
     out: Path | None = None
@@ -337,6 +357,9 @@ class ExperimentConfig:
         )
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
+        for name in self.track:
+            _require_choice("track", name, TrackerName)
+        _require_count_or_none("profile", self.profile)
         _require(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         for seed in self.seeds:
             _require_seed("seeds", seed)
@@ -345,10 +368,10 @@ class ExperimentConfig:
     def settings(self) -> dict[str, Any]:
         """Return all that the results depend on, as plain JSON.
 
-        Without `out`, `WORK_ALONE` and `mesh`: a run may go on where there are other devices.
+        A run may go on where there are other devices, and be looked at in other ways.
         """
         settings = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        for name in ("out", "mesh"):
+        for name in NO_RESULT:
             settings.pop(name)
         for name in WORK_ALONE:
             settings["data"].pop(name)

@@ -1,14 +1,17 @@
-"""The training loop: compile once, step, log, checkpoint; killed at any moment, it continues.
+"""The training loop: step, log, validate, checkpoint; killed at any moment, it continues.
 
 A batch is a pure function of (seed, step), and so is every random key: a run that was interrupted
-and continued from a checkpoint computes the very same numbers as one that was not.
+and continued from a checkpoint computes the very same numbers as one that was not. What the loop
+decides by itself (to stop early, to give up) it decides from the rows of the metrics, which a
+checkpoint comes with.
+
+The device is kept one step ahead of the host: a step's numbers are read while the next one runs.
 """
 
-import json
-import os
+import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,22 +19,33 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import psutil
+from jax.sharding import NamedSharding, PartitionSpec
 
 from dora_jax.adapters import kernel_sq_norms, magnitude_drift
-from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.results import HistoryPoint
 from dora_jax.checkpoint.state import CheckpointStore
+from dora_jax.data.batches import Share
 from dora_jax.errors import DoraError
 from dora_jax.partition import Params, combine, count_parameters, partition, trainable_mask
-from dora_jax.sharding import replicate, split_rows
+from dora_jax.processes import first_decides
+from dora_jax.sharding import run_mesh
 from dora_jax.spec import AdapterRules
-from dora_jax.training.step import Batch, TrainState, init_state, make_train_step
+from dora_jax.training.config import TrainConfig
+from dora_jax.training.metrics import (
+    METRICS_FILE,
+    Row,
+    point,
+    read_metrics,
+    skipped_in_a_row,
+)
+from dora_jax.training.placement import optimizer_shardings, param_shardings, place
+from dora_jax.training.reporting import Reporter, Watching
+from dora_jax.training.shares import join_rows
+from dora_jax.training.step import Batch, StepMetrics, TrainState, init_state, make_train_step
 
-METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+VALIDATION = "validation_loss"
 
 
 class DivergedError(DoraError):
@@ -39,10 +53,10 @@ class DivergedError(DoraError):
 
 
 class Batches(Protocol):
-    """Where batches come from: a pure function of the step, all of the same shapes."""
+    """Where batches come from: a pure function of the step, of few shapes."""
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0."""
+        """Return the batch of a step, counted from 0, or this process's share of it."""
         ...
 
 
@@ -54,7 +68,7 @@ class FitResult:
         params: all parameters, the trained ones in their places.
         history: one point a step.
         step_time_s: median time of a step, over interruptions.
-        compile_s: time to trace and compile the step.
+        compile_s: time to trace and compile the steps.
         temp_bytes: temporary memory of the compiled step; None where the backend does not say.
         peak_memory_bytes: highest resident memory seen at a step (device memory on accelerators).
         train_seconds: time of all steps, over interruptions.
@@ -73,38 +87,28 @@ class FitResult:
     magnitude_parameters: int
 
 
-def memory_in_use() -> int:
-    """Return the process's resident bytes, or the device's peak bytes on an accelerator."""
-    device = jax.local_devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    return int(psutil.Process().memory_info().rss)
+class _Programs:
+    """The compiled step for each shape of batch."""
 
+    def __init__(self, step: Callable[..., Any]):
+        self._jitted = jax.jit(step, donate_argnums=0)
+        self._compiled: dict[Any, Any] = {}
+        self.compile_s = 0.0
+        self.temp_bytes: int | None = None
 
-def read_metrics(path: Path, before_step: int) -> list[dict[str, Any]]:
-    """Return the rows of a metrics file for steps 1 to `before_step`; a torn last line is dropped.
-
-    Raises:
-        DoraError: when a row in between is missing or broken.
-    """
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                break
-            rows.append(row)
-    rows = [row for row in rows if row["step"] <= before_step]
-    if [row["step"] for row in rows] != list(range(1, before_step + 1)):
-        raise DoraError(
-            f"{path}: does not hold the steps 1 to {before_step} of its checkpoint; "
-            f"delete {path.parent} to train this part again from its start"
-        )
-    return rows
+    def of(self, *arguments: Any, batch: Batch) -> Callable[..., tuple[TrainState, StepMetrics]]:
+        """Return the program for a batch; the arguments are the step's."""
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in self._compiled:
+            started = time.perf_counter()
+            compiled = self._jitted.lower(*arguments).compile()
+            self.compile_s += time.perf_counter() - started
+            memory = compiled.memory_analysis()
+            if memory is not None:
+                self.temp_bytes = max(self.temp_bytes or 0, int(memory.temp_size_in_bytes))
+            self._compiled[shapes] = compiled
+        program: Callable[..., tuple[TrainState, StepMetrics]] = self._compiled[shapes]
+        return program
 
 
 def fit(
@@ -114,129 +118,166 @@ def fit(
     batches: Batches,
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
+    config: TrainConfig,
     *,
     steps: int,
     seed: int,
     folder: Path,
-    checkpoint_every: int,
-    micro_batches: int = 1,
     dropout: bool = False,
-    on_step: Callable[[HistoryPoint], None] = lambda point: None,
+    validate: Callable[[Params], Mapping[str, float]] | None = None,
+    share: Share = Share(),  # noqa: B008 - immutable
+    watching: Watching = Watching(),  # noqa: B008 - immutable
 ) -> FitResult:
     """Train the leaves that the rules name, for `steps` steps, in a run folder.
 
     Args:
-        model: see `make_train_step`.
+        model: see `make_train_step`; with `sharding_rules` it can be divided over a mesh.
         rules: what is tuned.
         params: the adapted model's parameters at the start.
         batches: the data.
         tx: the optimizer, for trainable leaves.
         schedule: its learning rate by step, for the log.
+        config: how often to validate and to write checkpoints, and when to stop before the end.
         steps: total number of optimizer steps, at least 1.
         seed: of the dropout keys.
         folder: gets `metrics.jsonl` and `checkpoints/`; if an earlier run of the same settings
             was interrupted there, training continues from its last checkpoint.
-        checkpoint_every: steps between checkpoints.
-        micro_batches: see `make_train_step`.
         dropout: see `make_train_step`.
-        on_step: called after each step with its point of the history.
+        validate: returns `validation_loss`, and what else is to be logged, of all parameters;
+            needed where the config asks for it.
+        share: which rows of a batch `batches` gives, see `row_share`.
+        watching: who looks on.
 
     Raises:
-        DoraError: when the loss or its gradient stops being finite, the folder's checkpoint or
-            metrics are damaged or not this run's, or a checkpoint cannot be written.
+        DoraError: when too many steps in a row are not finite, the folder's checkpoint or metrics
+            are damaged or not this run's, or a checkpoint cannot be written.
     """
-    mask = trainable_mask(params, rules)
-    trainable, frozen = partition(params, mask)
-    initial = trainable
-    # The first step donates its state: the arrays that came in stay the caller's.
-    state = init_state(jax.tree.map(jnp.array, trainable), tx)
-    metrics_path = folder / METRICS_FILE
+    validates = _validated_steps(config, steps) if validate is not None else frozenset()
+    saves = {*range(config.checkpoint_every, steps, config.checkpoint_every), *validates, steps}
+    state, frozen = _placed(model, rules, params, tx)
+    magnitudes = _magnitudes(state.trainable)
+    has_magnitudes = bool(jax.tree.leaves(magnitudes))
+    initial = jax.tree.map(jnp.copy, magnitudes)  # the first step takes the state's own arrays
     with CheckpointStore(folder / CHECKPOINTS) as store:
-        state, rows = _resume(store, state, metrics_path, steps)
-        done = len(rows)
-        state, frozen = replicate(state), replicate(frozen)
+        state, rows = _resume(store, state, folder / METRICS_FILE, steps)
         sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(state.trainable, frozen))
         key = jax.random.key(seed)
-        step_fn = make_train_step(model, rules, tx, micro_batches=micro_batches, dropout=dropout)
-        first = split_rows(batches.batch(min(done, steps - 1)))
-        started = time.perf_counter()
-        jitted = jax.jit(step_fn, donate_argnums=0)
-        compiled = jitted.lower(state, frozen, sq_norms, first, key).compile()
-        compile_s = time.perf_counter() - started
-        drift = jax.jit(lambda now: magnitude_drift(now, initial))
-        magnitudes = _count_magnitudes(trainable)
-
-        peak = 0
-        with open(metrics_path, "a", encoding="utf-8") as log:
-            for index in range(done, steps):
-                batch = split_rows(batches.batch(index))
-                started = time.perf_counter()
-                state, metrics = compiled(state, frozen, sq_norms, batch, key)
-                loss, grad_norm = float(metrics.loss), float(metrics.grad_norm)
-                step_time = time.perf_counter() - started
-                if not (np.isfinite(loss) and np.isfinite(grad_norm)):
-                    raise DivergedError(
-                        f"{folder}: the loss is {loss} and the gradient's norm {grad_norm} at step "
-                        f"{index + 1}; try a lower learning rate (--optim.learning-rate or "
-                        "--compare.learning-rates)"
+        programs = _Programs(
+            make_train_step(model, rules, tx, micro_batches=config.micro_batches, dropout=dropout)
+        )
+        row_ids = getattr(batches, "row_ids", None)
+        with Reporter(folder, folder / METRICS_FILE, rows, schedule, watching, row_ids) as reporter:
+            rows = reporter.rows
+            _check_finite(rows, config.bad_steps, folder)
+            for index in range(len(rows), steps):
+                if _is_enough(rows, config):
+                    break
+                asked = time.perf_counter()
+                part = batches.batch(index)
+                batch = join_rows(part, part.tokens.shape[0] * share.processes, share)
+                wait_s = time.perf_counter() - asked
+                step = programs.of(state, frozen, sq_norms, batch, key, batch=batch)
+                reporter.starts(index)
+                state, metrics = step(state, frozen, sq_norms, batch, key)
+                moved = _drift(state.trainable, initial) if has_magnitudes else None
+                reporter.stepped(index, metrics, moved, batch, wait_s)
+                _check_finite(rows, config.bad_steps, folder)
+                if index + 1 in saves:
+                    now = combine(state.trainable, frozen)
+                    reporter.settle(
+                        functools.partial(validate, now)
+                        if validate is not None and index + 1 in validates
+                        else None
                     )
-                row: dict[str, Any] = {
-                    "step": index + 1,
-                    "loss": loss,
-                    "grad_norm": grad_norm,
-                    "learning_rate": float(schedule(index)),
-                    "magnitude_drift": float(drift(state.trainable)) if magnitudes else None,
-                    "tokens": int(np.size(batch.tokens)),
-                    "step_time_s": step_time,
-                }
-                rows.append(row)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                peak = max(peak, memory_in_use())
-                if (index + 1) % checkpoint_every == 0 or index + 1 == steps:
-                    os.fsync(log.fileno())  # no checkpoint without its metrics
+                    _check_finite(rows, config.bad_steps, folder)
                     store.save(index + 1, state)
-                on_step(_point(row))
     times = [row["step_time_s"] for row in rows]
-    memory = compiled.memory_analysis()
     return FitResult(
         params=combine(state.trainable, frozen),
-        history=tuple(_point(row) for row in rows),
+        history=tuple(point(row) for row in rows),
         step_time_s=statistics.median(times),
-        compile_s=compile_s,
-        temp_bytes=None if memory is None else int(memory.temp_size_in_bytes),
-        peak_memory_bytes=peak or memory_in_use(),
+        compile_s=programs.compile_s,
+        temp_bytes=programs.temp_bytes,
+        peak_memory_bytes=max(row["memory_bytes"] for row in rows),
         train_seconds=sum(times),
-        trainable_parameters=count_parameters(params, mask),
-        magnitude_parameters=magnitudes,
+        trainable_parameters=count_parameters(state.trainable),
+        magnitude_parameters=count_parameters(magnitudes),
     )
+
+
+def _validated_steps(config: TrainConfig, steps: int) -> frozenset[int]:
+    if not config.validate_every:
+        return frozenset()
+    return frozenset({*range(config.validate_every, steps, config.validate_every), steps})
+
+
+def _is_enough(rows: list[Row], config: TrainConfig) -> bool:
+    """Whether the latest validations, as many as `patience`, were no better than one before."""
+    losses = [row[VALIDATION] for row in rows if VALIDATION in row]
+    best = min(range(len(losses)), key=losses.__getitem__, default=0)
+    return 0 < config.patience <= len(losses) - 1 - best
+
+
+def _check_finite(rows: list[Row], most: int, folder: Path) -> None:
+    bad = skipped_in_a_row(rows)
+    if len(bad) < most:
+        return
+    last = bad[-1]
+    named = f"; its batch: {last['rows']}" if last.get("rows") else ""
+    raise DivergedError(
+        f"{folder}: loss or gradient were not finite for {len(bad)} steps in a row, up to step "
+        f"{last['step']}{named}; try a lower learning rate (--optim.learning-rate or "
+        "--compare.learning-rates); --train.bad-steps allows more of them"
+    )
+
+
+def _magnitudes(trainable: Params) -> Params:
+    """Return the tree with its magnitudes alone, None in the place of everything else."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if path[-1].key == "magnitude" else None, trainable
+    )
+
+
+@jax.jit
+def _drift(trainable: Params, initial: Params) -> jax.Array:
+    return magnitude_drift(_magnitudes(trainable), initial)
+
+
+def _placed(
+    model: nn.Module, rules: AdapterRules, params: Params, tx: optax.GradientTransformation
+) -> tuple[TrainState, Params]:
+    """Return the state at the start and the frozen parameters, in their places on the mesh.
+
+    The state's arrays are new: a step takes them for its own.
+    """
+    mesh, mask = run_mesh(), trainable_mask(params, rules)
+    sharding_rules = getattr(model, "sharding_rules", ())
+    where = param_shardings(mesh, params, sharding_rules, rules)
+    trainable, frozen = partition(place(params, where), mask)
+    kept, _ = partition(where, mask)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    begin = functools.partial(init_state, tx=tx)
+    shapes = jax.eval_shape(begin, trainable)
+    shardings = shapes._replace(
+        step=everywhere,
+        trainable=kept,
+        opt_state=optimizer_shardings(mesh, tx, trainable, kept),
+    )
+    return jax.jit(begin, out_shardings=shardings)(trainable), frozen
 
 
 def _resume(
     store: CheckpointStore, state: TrainState, metrics_path: Path, steps: int
-) -> tuple[TrainState, list[dict[str, Any]]]:
-    """Return the newest checkpoint, or the given state if there is none, and its metrics.
-
-    The metrics file then holds the rows of the steps before the checkpoint, and no others.
-    """
+) -> tuple[TrainState, list[Row]]:
+    """Return the newest checkpoint, or the given state if there is none, and its metrics."""
     done = store.latest_step() or 0
     if done > steps:
         raise DoraError(
             f"{store.folder}: holds a run of {done} steps or more, not one of {steps}; "
             f"delete {metrics_path.parent} to train this part again from its start"
         )
-    rows = read_metrics(metrics_path, done)
+    rows = first_decides(lambda: read_metrics(metrics_path, done))
     if done:
-        state = store.restore(state)
-    write_text(metrics_path, "".join(json.dumps(row) + "\n" for row in rows))
+        where = jax.tree.map(lambda leaf: leaf.sharding, state)
+        state = place(store.restore(state), where)
     return state, rows
-
-
-def _point(row: dict[str, Any]) -> HistoryPoint:
-    names = ("step", "loss", "grad_norm", "learning_rate", "magnitude_drift")
-    return HistoryPoint(**{name: row[name] for name in names})
-
-
-def _count_magnitudes(trainable: Params) -> int:
-    leaves = jax.tree_util.tree_leaves_with_path(trainable)
-    return sum(int(leaf.size) for path, leaf in leaves if path[-1].key == "magnitude")

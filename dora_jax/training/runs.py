@@ -21,6 +21,7 @@ import jax
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import FieldError, decode, encode
 from dora_jax.errors import DoraError
+from dora_jax.processes import first_decides, is_first
 
 CONFIG_FILE = "config.json"
 ENVIRONMENT_FILE = "environment.json"
@@ -153,15 +154,17 @@ def finished_part(folder: Path, kind: type[T]) -> T | None:
         DoraError: when its file is broken.
     """
     path = folder / RESULTS_FILE
-    if not path.exists():
-        return None
     way_out = f"delete {folder} to do this part again"
+    stored = first_decides(lambda: read_json(path, way_out) if path.exists() else None)
+    if stored is None:
+        return None
     try:
-        return decode(kind, read_json(path, way_out))
+        return decode(kind, stored)
     except FieldError as error:
         raise DoraError(f"{path}: {error}; {way_out}") from error
 
 
 def finish_part(folder: Path, result: Any) -> None:
     """Write a part's result: from now on it is finished."""
-    write_text(folder / RESULTS_FILE, json.dumps(encode(result), allow_nan=False) + "\n")
+    if is_first():
+        write_text(folder / RESULTS_FILE, json.dumps(encode(result), allow_nan=False) + "\n")

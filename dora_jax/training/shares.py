@@ -27,7 +27,8 @@ def row_share(mesh: Mesh, rows: int) -> Share:
         return Share()
     spans: dict[int, list[int]] = {}
     places = _rows_sharding(mesh, rows).devices_indices_map((rows,))
-    for device, (span,) in places.items():
+    for place, (span,) in places.items():
+        device: Any = place
         spans.setdefault(device.process_index, []).extend(range(rows)[span])
     runs = {process: sorted(set(numbers)) for process, numbers in spans.items()}
     found = sorted({tuple(run) for run in runs.values()})

@@ -199,6 +199,13 @@ def make_train_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = StepMetrics(loss, optax.tree.norm(grads))
+        is_finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
+        # A step that is not finite is left out: the data go on, and nothing else.
+        trainable, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old),
+            (trainable, opt_state),
+            (state.trainable, state.opt_state),
+        )
         return TrainState(state.step + 1, trainable, opt_state), metrics
 
     return step

@@ -8,6 +8,7 @@ import pytest
 from dora_jax.errors import DoraError
 from dora_jax.spec import PRESETS, AdapterSpec
 from dora_jax.training.config import (
+    NO_RESULT,
     WORK_ALONE,
     AdapterConfig,
     CompareConfig,
@@ -26,7 +27,7 @@ REFUSED = [
     (
         DataConfig,
         {"validation_rows": -1},
-        "data.validation_rows must be a whole number of at least 1; got -1",
+        "data.validation_rows must be a whole number of at least 0; got -1",
     ),
     (DataConfig, {"eval_rows": -3}, "data.eval_rows must be a whole number of at least 1; got -3"),
     (DataConfig, {"max_length": 0}, "data.max_length must be a whole number of at least 1; got 0"),
@@ -47,7 +48,7 @@ REFUSED = [
     (DataConfig, {"train_on": "answer"}, "got 'answer' (did you mean 'answers'?)"),
     (DataConfig, {"too_long": "truncate"}, "data.too_long must be one of 'drop', 'truncate_left'"),
     (DataConfig, {"buckets": 0}, "data.buckets must be a whole number of at least 1; got 0"),
-    (DataConfig, {"workers": -1}, "data.workers must be a whole number of at least 1; got -1"),
+    (DataConfig, {"workers": -1}, "data.workers must be a whole number of at least 0; got -1"),
     (DataConfig, {"mix": {"a": 1.0}}, "data.mix is given without data.eval: give both files"),
     (
         DataConfig,
@@ -219,7 +220,8 @@ def names(value):
 def test_settings_name_every_field_of_every_part():
     config = ExperimentConfig()
     expected = names(dataclasses.asdict(config))
-    del expected["out"]
+    for name in NO_RESULT:
+        del expected[name]
     for name in WORK_ALONE:
         del expected["data"][name]
     assert names(config.settings()) == expected

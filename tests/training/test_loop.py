@@ -15,7 +15,10 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from dora_jax.errors import DoraError
 from dora_jax.partition import partition, trainable_mask
-from dora_jax.training.loop import CHECKPOINTS, METRICS_FILE, fit
+from dora_jax.training.config import TrainConfig
+from dora_jax.training.loop import CHECKPOINTS, fit
+from dora_jax.training.metrics import MEASURED, METRICS_FILE, device_peak
+from dora_jax.training.reporting import Watching
 from dora_jax.training.step import labelled_loss
 from tests.training.word_model import RandomBatches, word_model
 
@@ -44,15 +47,25 @@ def _compilations_are_kept(tmp_path_factory):
 
 
 def interrupt_at(step):
-    def on_step(point):
-        if point.step == step:
+    def on_row(row):
+        if row["step"] == step:
             raise KeyboardInterrupt
 
-    return on_step
+    return on_row
 
 
-def run(folder, method="dora", dropout=0.0, batches=None, change=lambda params: params, **options):
+def run(
+    folder,
+    method="dora",
+    dropout=0.0,
+    batches=None,
+    change=lambda params: params,
+    on_row=lambda row: None,
+    **options,
+):
     model, rules, params = word_model(method, dropout=dropout)
+    own = ("checkpoint_every", "micro_batches", "validate_every", "patience", "bad_steps")
+    fields = {"checkpoint_every": EVERY} | {n: options.pop(n) for n in own if n in options}
     return fit(
         model,
         rules,
@@ -60,16 +73,18 @@ def run(folder, method="dora", dropout=0.0, batches=None, change=lambda params: 
         batches or RandomBatches(),
         optax.adam(SCHEDULE),
         SCHEDULE,
+        TrainConfig(**fields),
         folder=folder,
         dropout=dropout > 0,
-        **({"steps": STEPS, "seed": 3, "checkpoint_every": EVERY} | options),
+        watching=Watching(on_row=on_row),
+        **({"steps": STEPS, "seed": 3} | options),
     )
 
 
 def logged(folder):
-    """Return the rows of the metrics file, without the times, which no two runs share."""
+    """Return the rows of the metrics file, without what no two runs share."""
     rows = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "step_time_s"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
 
 
 @functools.cache
@@ -98,7 +113,7 @@ def assert_times_are_those_of_all_steps(result, folder):
 
 def stopped_at(folder, step, *settings, **options):
     with pytest.raises(KeyboardInterrupt):
-        run(folder, *settings, on_step=interrupt_at(step), **options)
+        run(folder, *settings, on_row=interrupt_at(step), **options)
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +153,11 @@ from pathlib import Path
 jax.config.update("jax_num_cpu_devices", {jax.device_count()})
 from tests.training.test_loop import run
 
-def kill(point):
-    if point.step == 5:
+def kill(row):
+    if row["step"] == 5:
         os.kill(os.getpid(), signal.SIGKILL)
 
-run(Path({str(tmp_path)!r}), "dora", 0.5, on_step=kill)
+run(Path({str(tmp_path)!r}), "dora", 0.5, on_row=kill)
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
@@ -209,20 +224,130 @@ class BrokenFrom(RandomBatches):
         return batch
 
 
-def test_a_diverged_run_names_the_step_and_the_way_out(tmp_path):
+def test_a_run_that_is_no_more_finite_gives_up_and_names_the_way_out(tmp_path):
+    batches = BrokenFrom(4)
+    batches.row_ids = lambda step: [10 * step, 10 * step + 1]
     with pytest.raises(DoraError) as caught:
-        run(tmp_path, batches=BrokenFrom(4))
-    assert f"{tmp_path}: the loss is nan" in str(caught.value)
-    assert "at step 4; try a lower learning rate (--optim.learning-rate" in str(caught.value)
-    assert logged(tmp_path) == uninterrupted()[1][:3]
+        run(tmp_path, batches=batches, bad_steps=2)
+    assert f"{tmp_path}: loss or gradient were not finite for 2 steps in a row" in str(caught.value)
+    assert "up to step 5; its batch: [40, 41]; try a lower learning rate" in str(caught.value)
+    rows = logged(tmp_path)
+    assert rows[:3] == uninterrupted()[1][:3]
+    assert [(row["step"], row["loss"], row["skipped"], row["rows"]) for row in rows[3:]] == [
+        (4, None, True, [30, 31]),
+        (5, None, True, [40, 41]),
+    ]
+    # It does not get further by being started again.
+    with pytest.raises(DoraError, match="2 steps in a row"):
+        run(tmp_path, batches=batches, bad_steps=2)
+
+
+class BrokenAt(RandomBatches):
+    def __init__(self, *steps):
+        super().__init__()
+        self.steps = steps
+
+    def batch(self, step):
+        batch = super().batch(step)
+        if step in self.steps:
+            batch.label_weights[:] = np.inf
+        return batch
+
+
+def test_a_step_that_is_not_finite_is_left_out(tmp_path):
+    result = run(tmp_path / "a", batches=BrokenAt(2, 4), bad_steps=2)
+    assert [row["step"] for row in logged(tmp_path / "a") if "skipped" in row] == [3, 5]
+
+    class Without(RandomBatches):
+        """The batches of the sound steps alone."""
+
+        def batch(self, step):
+            return super().batch([0, 1, 3, 5, 6][step])
+
+    expected = run(tmp_path / "b", batches=Without(), steps=5)
+    jax.tree.map(np.testing.assert_array_equal, result.params, expected.params)
+    names = ("loss", "grad_norm", "learning_rate", "magnitude_drift")
+    taken = [row for row in logged(tmp_path / "a") if "skipped" not in row]
+    for row, other in zip(taken, logged(tmp_path / "b"), strict=True):
+        assert [row[name] for name in names] == [other[name] for name in names]
 
 
 def test_a_gradient_that_overflows_is_divergence_though_the_loss_is_finite(tmp_path):
     def blow_up(params):
         return params | {"embed": {"embedding": params["embed"]["embedding"] * 1e21}}
 
-    with pytest.raises(DoraError, match=r"the loss is \d.* and the gradient's norm inf at step 1"):
-        run(tmp_path, change=blow_up)
+    with pytest.raises(DoraError, match="not finite for 3 steps in a row, up to step 3"):
+        run(tmp_path, change=blow_up, bad_steps=3)
+    assert logged(tmp_path)[0]["loss"] > 0
+    assert logged(tmp_path)[0]["grad_norm"] is None
+
+
+def test_a_run_is_validated_and_stops_early(tmp_path):
+    losses = iter([3.0, 2.0, 2.5, 2.0, 9.0])
+    seen = []
+
+    def validate(params):
+        seen.append(float(params["mix"]["magnitude"][0]))
+        return {"validation_loss": next(losses), "validation_accuracy": 0.5}
+
+    options = {"steps": 6, "validate_every": 1, "patience": 2, "checkpoint_every": 5}
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, validate=validate, on_row=interrupt_at(3), **options)
+    losses = iter([2.5, 2.0, 9.0])  # goes on behind the checkpoint of step 2
+    result = run(tmp_path, validate=validate, **options)
+    # Neither the measurement of step 3 nor that of step 4 is better than that of step 2.
+    assert [row["validation_loss"] for row in logged(tmp_path)] == [3.0, 2.0, 2.5, 2.0]
+    assert len(result.history) == 4
+    assert len(set(seen)) == 4
+    again = run(tmp_path, validate=validate, **options)
+    assert len(again.history) == 4
+
+
+def test_batches_of_several_shapes_are_compiled_once_each(tmp_path):
+    class Growing(RandomBatches):
+        def batch(self, step):
+            self.length = 6 + step % 2
+            return super().batch(step)
+
+    result = run(tmp_path, batches=Growing())
+    assert [row["tokens"] for row in logged(tmp_path)] == [8 * (6 + n % 2) for n in range(STEPS)]
+    assert np.isfinite([point.loss for point in result.history]).all()
+
+
+def test_speed_and_memory_are_in_the_metrics(tmp_path):
+    model, rules, params = word_model()
+    watching = Watching(flops=lambda rows, length, labels: 1e6 * rows * length * labels)
+    batches = RandomBatches()
+    fit(
+        model,
+        rules,
+        params,
+        batches,
+        optax.adam(SCHEDULE),
+        SCHEDULE,
+        TrainConfig(),
+        steps=3,
+        seed=0,
+        folder=tmp_path,
+        watching=watching,
+    )
+    for line in (tmp_path / METRICS_FILE).read_text().splitlines():
+        row = json.loads(line)
+        took = row["step_time_s"]
+        assert row["tokens_per_s"] == pytest.approx(8 * 6 / took)
+        assert row["rows_per_s"] == pytest.approx(8 / took)
+        assert row["flops_per_s"] == pytest.approx(1e6 * 8 * 6 * 8 * 3 / took)
+        assert row["mfu"] is None  # of a CPU no peak is known
+        assert row["memory_bytes"] > 1e7
+        assert 0 <= row["wait_s"] < 10
+
+
+def test_device_peaks_are_told_by_the_kind_s_beginning():
+    assert device_peak("NVIDIA H100 80GB HBM3") == 989e12
+    assert device_peak("TPU v5 lite") == 197e12
+    assert device_peak("TPU v5") == 459e12
+    assert device_peak("cpu") is None
+    assert device_peak("NVIDIA L40S") is None
 
 
 @pytest.mark.parametrize("method", ["dora", "lora"])
@@ -292,9 +417,9 @@ def test_a_finished_run_run_again_does_nothing_more(tmp_path):
     before = (tmp_path / METRICS_FILE).read_bytes()
     seen = []
     batches = RandomBatches()
-    again = run(tmp_path, batches=batches, on_step=lambda *_: seen.append(1))
+    again = run(tmp_path, batches=batches, on_row=lambda *_: seen.append(1))
     assert not seen
-    assert max(batches.asked) < STEPS
+    assert batches.asked == []
     assert (tmp_path / METRICS_FILE).read_bytes() == before
     assert again.history == first.history
     assert (again.step_time_s, again.train_seconds) == (first.step_time_s, first.train_seconds)
