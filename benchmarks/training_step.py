@@ -19,7 +19,8 @@ from dora_jax.cost import StepCost, step_cost
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.training.config import AdapterConfig, OptimConfig
-from dora_jax.training.step import Batch, TrainState, init_state, make_optimizer, make_train_step
+from dora_jax.training.optimizer import make_optimizer
+from dora_jax.training.step import Batch, TrainState, init_state, make_train_step
 
 _PRODUCTS = 4  # each round, for the peak
 METHODS = ("lora", "dora", "dora-exact", "magnitude", "full")

@@ -46,10 +46,11 @@ from dora_jax.models.llama import SHARDING, Llama, param_shapes
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
 from dora_jax.processes import first_decides, is_first
 from dora_jax.sharding import run_mesh
-from dora_jax.spec import AdapterRules, Method
-from dora_jax.training.config import ExperimentConfig, ModelConfig
+from dora_jax.spec import AdapterRules
+from dora_jax.training.config import ExperimentConfig, ModelConfig, RunMethod
 from dora_jax.training.loop import CHECKPOINTS, VALIDATION, DivergedError, FitResult, fit
 from dora_jax.training.metrics import Row
+from dora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from dora_jax.training.placement import param_shardings, place, weight_sharding
 from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.reporting import Watching
@@ -60,7 +61,6 @@ from dora_jax.training.runs import (
     finished_part,
 )
 from dora_jax.training.shares import row_share
-from dora_jax.training.step import learning_rate_schedule, make_optimizer
 
 REPORT_FILE = "report.html"
 
@@ -104,6 +104,7 @@ class Workbench:
             dtype=jnp.dtype(model.dtype),
             remat=model.remat,
             attention=model.attention,
+            neftune_alpha=self.config.train.neftune_alpha,
         )
 
 
@@ -283,10 +284,13 @@ def _check_fit(config: ExperimentConfig, pretrained: Pretrained) -> None:
         )
     for method in config.compare.methods:
         rules = config.adapter.rules(method)
+        shapes = param_shapes(Llama(pretrained.config, rules))
         try:
-            trainable_mask(param_shapes(Llama(pretrained.config, rules)), rules)
+            mask = trainable_mask(shapes, rules)
         except ValueError as error:
             raise DoraError(f"adapter.modules: {error}") from None
+        if not any(jax.tree.leaves(mask)):
+            raise DoraError(f"method {method!r} trains nothing: this model has no such parameters")
 
 
 def _total_work(config: ExperimentConfig, task: Task) -> float:
@@ -317,7 +321,7 @@ def _base(bench: Workbench) -> BaseResult:
 
 
 def _fit(
-    bench: Workbench, method: Method, seed: int, rate: float, steps: int, folder: Path
+    bench: Workbench, method: RunMethod, seed: int, rate: float, steps: int, folder: Path
 ) -> tuple[FitResult, AdapterRules]:
     config = bench.config
     rules = config.adapter.rules(method)
@@ -363,7 +367,8 @@ def _fit(
             steps=steps,
             seed=seed,
             folder=folder,
-            dropout=config.adapter.dropout > 0,
+            noise=config.adapter.dropout > 0 or config.train.neftune_alpha > 0,
+            ema=config.optim.ema,
             validate=validate if config.train.validate_every else None,
             share=share,
             watching=watching,
@@ -386,7 +391,7 @@ def _start(base: Params, model: Llama, rules: AdapterRules, seed: int) -> Params
     return place(params, where)
 
 
-def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
+def _search(bench: Workbench, method: RunMethod) -> list[SearchTrial]:
     """Try every rate on the validation split; the one of least validation loss is chosen."""
     compared = bench.config.compare
     if compared.search_steps == 0:
@@ -413,7 +418,9 @@ def _search(bench: Workbench, method: Method) -> list[SearchTrial]:
     return [dataclasses.replace(trial, chosen=trial is best) for trial in trials]
 
 
-def _trial(bench: Workbench, method: Method, seed: int, rate: float, folder: Path) -> SearchTrial:
+def _trial(
+    bench: Workbench, method: RunMethod, seed: int, rate: float, folder: Path
+) -> SearchTrial:
     steps = bench.config.compare.search_steps
     try:
         result, rules = _fit(bench, method, seed, rate, steps, folder)
@@ -441,7 +448,7 @@ def _finish(folder: Path, result: SearchTrial | RunResult) -> None:
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _run(bench: Workbench, method: Method, seed: int, rate: float) -> RunResult:
+def _run(bench: Workbench, method: RunMethod, seed: int, rate: float) -> RunResult:
     folder = bench.folder / f"seed-{seed}" / method
     steps = bench.config.train.steps
     done = finished_part(folder, RunResult)

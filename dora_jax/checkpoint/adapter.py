@@ -25,8 +25,8 @@ from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.processes import all_arrive, is_first
 from dora_jax.sharding import fetch
-from dora_jax.spec import AdapterRules, Method
-from dora_jax.training.config import AdapterConfig
+from dora_jax.spec import AdapterRules
+from dora_jax.training.config import AdapterConfig, RunMethod
 
 ADAPTER_FILE = "adapter.json"
 WEIGHTS = "weights"
@@ -63,7 +63,7 @@ class AdapterInfo:
         Raises:
             DoraError: when method or adapter are not what this version knows.
         """
-        method: Method = self.method  # type: ignore[assignment]
+        method: RunMethod = self.method  # type: ignore[assignment]
         try:
             return AdapterConfig(**self.adapter).rules(method)
         except TypeError as error:

@@ -24,6 +24,7 @@ from dora_jax.decomposition import LOW_RANK, PRODUCT
 from dora_jax.layers import NORMS, Dense, Embed
 from dora_jax.mesh import ROWS, ShardingRules, constrain
 from dora_jax.models.attention import (
+    PADDING,
     SHARED,
     AttentionKernel,
     Cache,
@@ -247,6 +248,8 @@ class Llama(nn.Module):
             or `full` (everything but each layer's input).
         attention: how plain causal attention is computed: `xla`, or `cudnn`, the flash kernel of
             NVIDIA GPUs, for bfloat16. With segments, positions or a cache it is `xla`.
+        neftune_alpha: size of the noise on embeddings (Jain et al. 2023) where the rng `neftune` is
+            given, as in training.
     """
 
     config: LlamaConfig
@@ -255,6 +258,7 @@ class Llama(nn.Module):
     param_dtype: Any = jnp.float32
     remat: Remat = "none"
     attention: AttentionKernel = "xla"
+    neftune_alpha: float = 0.0
 
     def setup(self) -> None:
         c = self.config
@@ -360,6 +364,8 @@ class Llama(nn.Module):
         x_BLD = self.embed_tokens(tokens_BL)
         if c.scale_embeddings:
             x_BLD = x_BLD * jnp.asarray(c.hidden_size**0.5, x_BLD.dtype)
+        if self.neftune_alpha and self.has_rng("neftune"):
+            x_BLD += self._noise(x_BLD, segments_BL)
         x_BLD = constrain(x_BLD, ROWS, None, None)
         layers_cache = None if cache is None else (cache.key, cache.value)
         filled: Any
@@ -368,6 +374,18 @@ class Llama(nn.Module):
             key, value = filled
             cache = Cache(key, value, cache.places, cache.length + length)
         return self.norm(x_BLD), cache
+
+    def _noise(self, x_BLD: Array, segments_BL: Array) -> Array:
+        """Return uniform noise of size alpha / sqrt(L D), L the tokens of each one's sequence.
+
+        Sequences are told by segments; without them a row is one, with what it is filled up by.
+        """
+        number_BL = segments_BL - PADDING  # from 0
+        count = jax.vmap(functools.partial(jnp.bincount, length=x_BLD.shape[1] + 2))
+        lengths_BL = jnp.take_along_axis(count(number_BL), number_BL, axis=1)
+        size_BL = self.neftune_alpha / jnp.sqrt(lengths_BL * x_BLD.shape[-1])
+        noise_BLD = jax.random.uniform(self.make_rng("neftune"), x_BLD.shape, minval=-1.0)
+        return (noise_BLD * size_BL[..., None]).astype(x_BLD.dtype)
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Return the logits of hidden states, float32."""

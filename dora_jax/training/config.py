@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,7 +25,6 @@ from dora_jax.spec import (
     AdapterSpec,
     DropoutStyle,
     Init,
-    Method,
     NormAxis,
     Scaling,
     nearest,
@@ -50,7 +50,19 @@ def _require_seed(name: str, seed: int) -> None:
 
 
 Dtype = Literal["float32", "bfloat16"]
-Schedule = Literal["linear", "cosine", "constant"]
+Bias = Literal["none", "all", "lora_only"]
+# What a run tunes by: a module's methods, and two that have no adapters.
+RunMethod = Literal["frozen", "full", "lora", "dora", "magnitude", "bitfit", "norms"]
+Schedule = Literal["linear", "cosine", "constant", "wsd"]
+OptimizerName = Literal["adamw", "nadamw", "lion", "adafactor", "muon", "sgd"]
+_BETAS: dict[str, tuple[str, ...]] = {
+    "adamw": ("beta1", "beta2"),
+    "nadamw": ("beta1", "beta2"),
+    "lion": ("beta1", "beta2"),
+    "adafactor": (),
+    "muon": ("beta1",),
+    "sgd": ("beta1",),
+}
 # Fields that change no result: where it is done and kept, and who looks on; of `data`, who makes
 # the batches.
 NO_RESULT = ("out", "mesh", "track", "profile")
@@ -60,6 +72,13 @@ WORK_ALONE = ("read_ahead", "workers")
 def _require_count(name: str, value: object) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     _require(whole and value >= 1, name, value, "a whole number of at least 1")  # type: ignore[operator]
+
+
+def _require_pattern(name: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise DoraError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
 
 
 def _require_count_or_none(name: str, value: object) -> None:
@@ -83,6 +102,11 @@ class ModelConfig:
     """How training's attention is computed: xla, or cudnn (flash; NVIDIA GPUs and bfloat16)."""
 
     def __post_init__(self) -> None:
+        if self.dtype == "float16":
+            raise DoraError(
+                "model.dtype 'float16' is refused: its small gradients become zero without a loss "
+                "scale; bfloat16 costs the same and has float32's range"
+            )
         _require_choice("model.dtype", self.dtype, Dtype)
         _require_choice("model.remat", self.remat, Remat)
         _require_choice("model.attention", self.attention, AttentionKernel)
@@ -196,65 +220,117 @@ class AdapterConfig:
     """Treat the norm as a constant in the backward pass (the paper, section 4.3)."""
     init: Init = "kaiming"
     """Of the low-rank factors: kaiming, gaussian, normal or normal_b."""
+    bias: Bias = "none"
+    """Biases that train beside the adapters: none, lora_only (of the adapted modules) or all."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules that train in full beside the adapters, by the end of their path: lm_head, norm."""
 
     def __post_init__(self) -> None:
+        _require_choice("adapter.bias", self.bias, Bias)
+        for pattern in self.modules_to_save:
+            _require_pattern("adapter.modules_to_save", pattern)
         self.rules("dora")
 
-    def rules(self, method: Method) -> AdapterRules:
-        """Return the rules that tune the chosen modules by `method`."""
+    def rules(self, method: RunMethod) -> AdapterRules:
+        """Return the rules that tune the chosen modules by `method`, and what trains beside them.
+
+        Two methods have no adapters: `bitfit` trains all biases, `norms` all norms.
+        """
+        full, biases = AdapterSpec("full"), AdapterSpec("frozen", train_bias=True)
+        if method == "bitfit":
+            return AdapterRules([(".*", biases)])
+        if method == "norms":
+            return AdapterRules([("scale", full)])
         fields = dataclasses.asdict(self)
-        modules = fields.pop("modules")
+        modules, bias, saved = (fields.pop(n) for n in ("modules", "bias", "modules_to_save"))
         try:
-            spec = AdapterSpec(method=method, **fields)
-            if modules in PRESETS or modules == GRANULAR_PRESET:
-                return AdapterRules.preset(modules, spec)
-            hint = nearest(modules, [*PRESETS, GRANULAR_PRESET])
-            if hint and re.fullmatch(r"[\w-]+", modules) and not modules.endswith("_proj"):
-                raise ValueError(f"adapter.modules: unknown preset {modules!r}{hint}")
-            return AdapterRules([(modules, spec)])
+            spec = AdapterSpec(method=method, train_bias=bias != "none", **fields)
+            chosen = self._chosen(modules, spec)
         except ValueError as error:
             text = re.sub("^rule ", "adapter.modules: ", str(error))
             raise DoraError(text.replace("AdapterSpec.", "adapter.")) from None
+        rest = [(".*", biases)] if bias == "all" else []
+        return AdapterRules([*((pattern, full) for pattern in saved), *chosen, *rest])
+
+    def _chosen(self, modules: str, spec: AdapterSpec) -> Sequence[tuple[str, AdapterSpec]]:
+        presets = [*PRESETS, GRANULAR_PRESET]
+        if modules in presets:
+            return AdapterRules.preset(modules, spec).rules
+        hint = nearest(modules, presets)
+        if hint and re.fullmatch(r"[\w-]+", modules) and not modules.endswith("_proj"):
+            raise ValueError(f"adapter.modules: unknown preset {modules!r}{hint}")
+        return AdapterRules([(modules, spec)]).rules
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with warm-up."""
+    """The optimizer and its schedule, the same for every method."""
 
+    optimizer: OptimizerName = "adamw"
+    """adamw, nadamw, lion, adafactor, muon (matrices by Muon, the rest by Adam) or sgd."""
     learning_rate: float = 1e-3
     """Peak rate of `train`; `compare` searches over compare.learning_rates instead."""
     schedule: Schedule = "linear"
-    """Decay after the warm-up, to zero."""
+    """After the warm-up: linear or cosine to zero, constant, or wsd (constant, then to zero)."""
     warmup_ratio: float = 0.1
     """Share of the steps over which the rate rises from zero."""
+    decay_ratio: float = 0.1
+    """Share of the steps over which wsd falls to zero, at the end."""
+    rate_ratios: tuple[tuple[str, float], ...] = ()
+    """Leaves by the end of their path, and how many times the rate they get; the first that
+    matches counts. LoRA+: --optim.rate-ratios lora_b 16. An experiment file may give a dict."""
     weight_decay: float = 0.0
-    """Decoupled weight decay of the trained parameters."""
+    """Decoupled weight decay, times the learning rate."""
+    no_decay: tuple[str, ...] = ("magnitude", "bias", "scale")
+    """Leaves without decay, by the end of their path."""
     clip_norm: float = 1.0
     """Global norm to which gradients are clipped."""
-    beta1: float = 0.9
-    """Adam's first decay."""
-    beta2: float = 0.999
-    """Adam's second decay."""
+    beta1: float | None = None
+    """First decay; momentum for sgd, muon. None is the optimizer's own (adamw: 0.9; sgd: none)."""
+    beta2: float | None = None
+    """Second decay. None is the optimizer's own (adamw: 0.999, lion: 0.99)."""
+    ema: float = 0.0
+    """Decay of the mean over steps of what is trained, which then is validated, scored and saved
+    in its place; 0 keeps none."""
 
     def __post_init__(self) -> None:
+        _require_choice("optim.optimizer", self.optimizer, OptimizerName)
         rate = self.learning_rate
         _require(math.isfinite(rate) and rate > 0, "optim.learning_rate", rate, "positive")
         _require_choice("optim.schedule", self.schedule, Schedule)
-        _require(0 <= self.warmup_ratio <= 1, "optim.warmup_ratio", self.warmup_ratio, "in [0, 1]")
+        for name in ("warmup_ratio", "decay_ratio"):
+            share = getattr(self, name)
+            _require(0 <= share <= 1, f"optim.{name}", share, "in [0, 1]")
+        ratios: Any = self.rate_ratios
+        given = ratios.items() if isinstance(ratios, dict) else ratios
+        object.__setattr__(self, "rate_ratios", tuple((str(p), float(r)) for p, r in given))
+        for pattern, ratio in self.rate_ratios:
+            allowed = "finite and at least 0"
+            _require(0 <= ratio < math.inf, f"optim.rate_ratios of {pattern}", ratio, allowed)
+        for pattern in (*self.no_decay, *(pattern for pattern, _ in self.rate_ratios)):
+            _require_pattern("optim", pattern)
         decay = self.weight_decay
         _require(0 <= decay < math.inf, "optim.weight_decay", decay, "finite and at least 0")
         _require(self.clip_norm > 0, "optim.clip_norm", self.clip_norm, "positive")
-        for name in ("beta1", "beta2"):
-            _require(
-                0 <= getattr(self, name) < 1, f"optim.{name}", getattr(self, name), "in [0, 1)"
-            )
+        for name in ("beta1", "beta2", "ema"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value < 1, f"optim.{name}", value, "in [0, 1)")
+        unused = [name for name in ("beta1", "beta2") if name not in _BETAS[self.optimizer]]
+        for name in unused:
+            if getattr(self, name) is not None:
+                raise DoraError(f"optim.{name} means nothing to {self.optimizer}: leave it out")
+
+    def betas(self) -> dict[str, float]:
+        """Return the decays that are given, as optax's Adam and Lion name them."""
+        given = {"b1": self.beta1, "b2": self.beta2}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, and in what batches."""
 
-    method: Method = "dora"
+    method: RunMethod = "dora"
     """What `train` tunes; `compare` runs compare.methods instead."""
     steps: int = 100
     """Optimizer steps."""
@@ -262,6 +338,10 @@ class TrainConfig:
     """Rows an optimizer step."""
     micro_batches: int = 1
     """Parts that a batch is split into, one after another, to save memory; same gradients."""
+    label_smoothing: float = 0.0
+    """Share of each label that all tokens have alike; in training, not in what is reported."""
+    neftune_alpha: float = 0.0
+    """Size of the noise on embeddings in training (NEFTune; 5 is usual); 0 is none."""
     checkpoint_every: int = 25
     """Steps between checkpoints from which an interrupted run continues."""
     validate_every: int = 0
@@ -273,10 +353,13 @@ class TrainConfig:
     them is skipped, counted, and its batch named in the metrics."""
 
     def __post_init__(self) -> None:
-        _require_choice("train.method", self.method, Method)
+        _require_choice("train.method", self.method, RunMethod)
         _require(self.method != "frozen", "train.method", self.method, "a method that trains")
         for name in ("steps", "batch_size", "micro_batches", "checkpoint_every", "bad_steps"):
             _require_count(f"train.{name}", getattr(self, name))
+        smoothing, alpha = self.label_smoothing, self.neftune_alpha
+        _require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
+        _require(0 <= alpha < math.inf, "train.neftune_alpha", alpha, "finite and at least 0")
         for name in ("validate_every", "patience"):
             _require_count_or_none(f"train.{name}", getattr(self, name))
         if self.patience and not self.validate_every:
@@ -292,7 +375,7 @@ class TrainConfig:
 class CompareConfig:
     """The comparison: every method gets the same search over the same rates, on validation rows."""
 
-    methods: tuple[Method, ...] = ("lora", "dora")
+    methods: tuple[RunMethod, ...] = ("lora", "dora")
     """Methods to compare."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Rates tried for every method; the one of least validation loss is used."""
@@ -302,7 +385,7 @@ class CompareConfig:
     def __post_init__(self) -> None:
         _require(len(self.methods) > 0, "compare.methods", self.methods, "at least one method")
         for method in self.methods:
-            _require_choice("compare.methods", method, Method)
+            _require_choice("compare.methods", method, RunMethod)
         _require(
             len(set(self.methods)) == len(self.methods),
             "compare.methods",

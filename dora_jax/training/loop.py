@@ -123,7 +123,8 @@ def fit(
     steps: int,
     seed: int,
     folder: Path,
-    dropout: bool = False,
+    noise: bool = False,
+    ema: float = 0.0,
     validate: Callable[[Params], Mapping[str, float]] | None = None,
     share: Share = Share(),  # noqa: B008 - immutable
     watching: Watching = Watching(),  # noqa: B008 - immutable
@@ -142,7 +143,8 @@ def fit(
         seed: of the dropout keys.
         folder: gets `metrics.jsonl` and `checkpoints/`; if an earlier run of the same settings
             was interrupted there, training continues from its last checkpoint.
-        dropout: see `make_train_step`.
+        noise: see `make_train_step`.
+        ema: decay of the mean over steps that is validated and returned; 0 keeps none.
         validate: returns `validation_loss`, and what else is to be logged, of all parameters;
             needed where the config asks for it.
         share: which rows of a batch `batches` gives, see `row_share`.
@@ -154,7 +156,7 @@ def fit(
     """
     validates = _validated_steps(config, steps) if validate is not None else frozenset()
     saves = {*range(config.checkpoint_every, steps, config.checkpoint_every), *validates, steps}
-    state, frozen = _placed(model, rules, params, tx)
+    state, frozen = _placed(model, rules, params, tx, ema > 0)
     magnitudes = _magnitudes(state.trainable)
     has_magnitudes = bool(jax.tree.leaves(magnitudes))
     initial = jax.tree.map(jnp.copy, magnitudes)  # the first step takes the state's own arrays
@@ -163,7 +165,15 @@ def fit(
         sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(state.trainable, frozen))
         key = jax.random.key(seed)
         programs = _Programs(
-            make_train_step(model, rules, tx, micro_batches=config.micro_batches, dropout=dropout)
+            make_train_step(
+                model,
+                rules,
+                tx,
+                micro_batches=config.micro_batches,
+                noise=noise,
+                label_smoothing=config.label_smoothing,
+                ema=ema,
+            )
         )
         row_ids = getattr(batches, "row_ids", None)
         with Reporter(folder, folder / METRICS_FILE, rows, schedule, watching, row_ids) as reporter:
@@ -183,7 +193,7 @@ def fit(
                 reporter.stepped(index, metrics, moved, batch, wait_s)
                 _check_finite(rows, config.bad_steps, folder)
                 if index + 1 in saves:
-                    now = combine(state.trainable, frozen)
+                    now = combine(state.result, frozen)
                     reporter.settle(
                         functools.partial(validate, now)
                         if validate is not None and index + 1 in validates
@@ -193,7 +203,7 @@ def fit(
                     store.save(index + 1, state)
     times = [row["step_time_s"] for row in rows]
     return FitResult(
-        params=combine(state.trainable, frozen),
+        params=combine(state.result, frozen),
         history=tuple(point(row) for row in rows),
         step_time_s=statistics.median(times),
         compile_s=programs.compile_s,
@@ -244,7 +254,11 @@ def _drift(trainable: Params, initial: Params) -> jax.Array:
 
 
 def _placed(
-    model: nn.Module, rules: AdapterRules, params: Params, tx: optax.GradientTransformation
+    model: nn.Module,
+    rules: AdapterRules,
+    params: Params,
+    tx: optax.GradientTransformation,
+    ema: bool,
 ) -> tuple[TrainState, Params]:
     """Return the state at the start and the frozen parameters, in their places on the mesh.
 
@@ -256,12 +270,13 @@ def _placed(
     trainable, frozen = partition(place(params, where), mask)
     kept, _ = partition(where, mask)
     everywhere = NamedSharding(mesh, PartitionSpec())
-    begin = functools.partial(init_state, tx=tx)
+    begin = functools.partial(init_state, tx=tx, ema=ema)
     shapes = jax.eval_shape(begin, trainable)
     shardings = shapes._replace(
         step=everywhere,
         trainable=kept,
         opt_state=optimizer_shardings(mesh, tx, trainable, kept),
+        ema=kept if ema else None,
     )
     return jax.jit(begin, out_shardings=shardings)(trainable), frozen
 

@@ -30,10 +30,11 @@ def label_chunks(rows: int, labels: int, vocabulary: int) -> int:
     return -(-labels // at_once)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def cross_entropy_sum(
     logits_of: LogitsOf,
     chunks: int,
+    smoothing: float,
     trained: Any,
     hidden: Float[Array, "b p d"],
     targets: Int[Array, "b p"],
@@ -45,17 +46,21 @@ def cross_entropy_sum(
         logits_of: (trained, hidden (B, P / chunks, D), index of the chunk) -> float32 logits. What
             it closes over gets no gradient.
         chunks: number of equal parts of P, see `label_chunks`; P is padded to a multiple.
+        smoothing: share of each label's weight that all tokens have alike (Szegedy et al. 2016,
+            section 7), in [0, 1).
         trained: the head's trained parameters, which get a gradient; may be empty.
         hidden: (B, P, D).
         targets: (B, P) token ids.
         weights: (B, P), 0 for padding; no gradient.
     """
-    return _walk(logits_of, chunks, trained, hidden, targets, weights, gradient=False)[0]
+    arrays = (trained, hidden, targets, weights)
+    return _walk(logits_of, chunks, smoothing, *arrays, gradient=False)[0]
 
 
 def _walk(
     logits_of: LogitsOf,
     chunks: int,
+    smoothing: float,
     trained: Any,
     hidden: Array,
     targets: Array,
@@ -74,6 +79,10 @@ def _walk(
     def loss_of(trained: Any, h: Array, index: Array, target: Array, weight: Array) -> Array:
         logits = logits_of(trained, h, index).astype(jnp.float32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, target)
+        if smoothing:
+            # All tokens' negative log-likelihoods are the target's, but for their logits.
+            chosen = jnp.take_along_axis(logits, target[..., None], axis=-1)[..., 0]
+            losses += smoothing * (chosen - jnp.mean(logits, axis=-1))
         return jnp.sum(losses * weight)
 
     def add_chunk(total: tuple[Array, Any], chunk: tuple) -> tuple[tuple[Array, Any], Any]:
@@ -97,13 +106,15 @@ def _walk(
 
 
 def _forward(
-    logits_of: LogitsOf, chunks: int, trained: Any, hidden: Array, targets: Array, weights: Array
+    logits_of: LogitsOf, chunks: int, smoothing: float, *arrays: Any
 ) -> tuple[Array, tuple]:
-    loss, *gradients = _walk(logits_of, chunks, trained, hidden, targets, weights, gradient=True)
+    loss, *gradients = _walk(logits_of, chunks, smoothing, *arrays, gradient=True)
     return loss, tuple(gradients)
 
 
-def _backward(logits_of: LogitsOf, chunks: int, gradients: tuple, g: Array) -> tuple:
+def _backward(
+    logits_of: LogitsOf, chunks: int, smoothing: float, gradients: tuple, g: Array
+) -> tuple:
     by_trained, by_hidden = jax.tree.map(lambda x: (g * x).astype(x.dtype), gradients)
     return by_trained, by_hidden, None, None
 

@@ -1,6 +1,6 @@
 """The metrics of a run: a row of JSON for each step, in a file that survives interruptions.
 
-    step, loss, grad_norm, learning_rate, magnitude_drift     what is learned
+    step, loss, grad_norm, trained_norm, learning_rate, magnitude_drift     what is learned
     tokens, labels, step_time_s, wait_s                       the work, and how long it took
     tokens_per_s, rows_per_s, flops_per_s, mfu, memory_bytes  how well the machine is used
     validation_loss, validation_accuracy                      at the steps that are validated

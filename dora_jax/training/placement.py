@@ -114,7 +114,12 @@ def optimizer_shardings(
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def of_param(moment: Any, leaf: Any, sharding: NamedSharding) -> NamedSharding:
+    def is_masked(node: Any) -> bool:  # a leaf that another part of the optimizer moves
+        return isinstance(node, optax.MaskedNode)
+
+    def of_param(moment: Any, leaf: Any, sharding: NamedSharding) -> Any:
+        if is_masked(moment):
+            return moment
         # Factored moments (Adafactor's) have another shape.
         return sharding if moment.shape == leaf.shape else everywhere
 
@@ -125,6 +130,7 @@ def optimizer_shardings(
         trainable,
         shardings,
         transform_non_params=lambda _: everywhere,
+        is_leaf=is_masked,
     )
 
 

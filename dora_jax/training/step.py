@@ -16,9 +16,9 @@ import optax
 
 from dora_jax.adapters import column_norms
 from dora_jax.layers import NORMS
+from dora_jax.mesh import ROWS, constrain
 from dora_jax.partition import Params, combine
 from dora_jax.spec import AdapterRules
-from dora_jax.training.config import OptimConfig
 from dora_jax.training.loss import cross_entropy_sum, label_chunks
 
 
@@ -29,11 +29,18 @@ class TrainState(NamedTuple):
         step: number of steps done.
         trainable: the trainable part of the parameters, see `partition`.
         opt_state: the optimizer's.
+        ema: the mean of the trainable parameters over steps; None where none is kept.
     """
 
     step: jax.Array
     trainable: Params
     opt_state: Any
+    ema: Params | None = None
+
+    @property
+    def result(self) -> Params:
+        """What training has come to: the mean over steps, if one is kept."""
+        return self.trainable if self.ema is None else self.ema
 
 
 class Batch(NamedTuple):
@@ -57,47 +64,38 @@ class Batch(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of one step: mean loss over labels (nats), global gradient norm before clipping."""
+    """Scalars of one step.
+
+    Attributes:
+        loss: mean over labels (nats), smoothed as the training is.
+        grad_norm: global norm of the gradient, before clipping.
+        trained_norm: global norm of the trained parameters, after the step.
+        labels: number of labels.
+    """
 
     loss: jax.Array
     grad_norm: jax.Array
+    trained_norm: jax.Array
+    labels: jax.Array
 
 
 TrainStep = Callable[[TrainState, Params, Params, Batch, jax.Array], tuple[TrainState, StepMetrics]]
 
 
-def learning_rate_schedule(config: OptimConfig, peak: float, steps: int) -> optax.Schedule:
-    """Return the rate by step: linear warm-up from zero, then the config's decay to zero."""
-    warmup = round(config.warmup_ratio * steps)
-    rest = max(1, steps - warmup)
-    decay = {
-        "linear": optax.linear_schedule(peak, 0.0, rest),
-        "cosine": optax.cosine_decay_schedule(peak, rest),
-        "constant": optax.constant_schedule(peak),
-    }[config.schedule]
-    if warmup == 0:
-        return decay
-    # The first step trains as well: the ramp starts one step above zero.
-    ramp = optax.linear_schedule(peak / warmup, peak, max(1, warmup - 1))
-    return optax.join_schedules([ramp, decay], [warmup])
+def init_state(
+    trainable: Params, tx: optax.GradientTransformation, *, ema: bool = False
+) -> TrainState:
+    """Return the state before the first step.
 
-
-def make_optimizer(config: OptimConfig, peak: float, steps: int) -> optax.GradientTransformation:
-    """Return clipped AdamW with the config's schedule."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(config, peak, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            weight_decay=config.weight_decay,
-        ),
-    )
-
-
-def init_state(trainable: Params, tx: optax.GradientTransformation) -> TrainState:
-    """Return the state before the first step."""
-    return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable))
+    Args:
+        trainable: see `partition`. What is narrower than float32 is kept in float32: updates are
+            often smaller than what bfloat16 can add.
+        tx: the optimizer.
+        ema: whether a mean over steps is kept.
+    """
+    wide = jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), trainable)
+    mean = jax.tree.map(jnp.copy, wide) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), wide, tx.init(wide), mean)
 
 
 def labelled_loss(
@@ -106,7 +104,8 @@ def labelled_loss(
     frozen: Params,
     batch: Batch,
     norms: Params | None = None,
-    dropout_key: jax.Array | None = None,
+    noise_key: jax.Array | None = None,
+    label_smoothing: float = 0.0,
 ) -> jax.Array:
     """Return the sum of the labels' negative log-likelihoods (nats), float32.
 
@@ -118,7 +117,8 @@ def labelled_loss(
         frozen: see `partition`.
         batch: the rows.
         norms: the `norms` collection, if it is at hand.
-        dropout_key: in training with dropout.
+        noise_key: in training, of what is drawn there: the rngs `dropout` and `neftune`.
+        label_smoothing: see `cross_entropy_sum`.
     """
 
     def variables(names: Collection[str], params: Params) -> dict[str, Any]:
@@ -126,7 +126,10 @@ def labelled_loss(
         return {"params": params} | own
 
     def rngs(index: Any) -> dict[str, jax.Array] | None:
-        return None if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, index)}
+        if noise_key is None:
+            return None
+        key = jax.random.fold_in(noise_key, index)
+        return {"dropout": key, "neftune": jax.random.fold_in(key, 0)}
 
     params = combine(trainable, frozen)
     # A model of plain rows alone needs no arguments for packing.
@@ -148,7 +151,13 @@ def labelled_loss(
     chunks = label_chunks(rows, labels, model.vocabulary)
     trained = {name: trainable[name] for name in names}
     return cross_entropy_sum(
-        logits_of, chunks, trained, at_labels, batch.label_targets, batch.label_weights
+        logits_of,
+        chunks,
+        label_smoothing,
+        trained,
+        at_labels,
+        batch.label_targets,
+        batch.label_weights,
     )
 
 
@@ -158,9 +167,13 @@ def make_train_step(
     tx: optax.GradientTransformation,
     *,
     micro_batches: int = 1,
-    dropout: bool = False,
+    noise: bool = False,
+    label_smoothing: float = 0.0,
+    ema: float = 0.0,
 ) -> TrainStep:
     """Return `step(state, frozen, kernel_sq_norms, batch, key) -> (state, metrics)`, to be jitted.
+
+    A step whose loss or gradient is not finite changes nothing but the step's number.
 
     Args:
         model: see `labelled_loss`.
@@ -168,44 +181,54 @@ def make_train_step(
         tx: the optimizer; it sees the trainable leaves alone.
         micro_batches: number of equal parts the batch is split into; the gradient is that of the
             whole batch's mean over labels, whatever the split.
-        dropout: whether to pass a dropout rng, made of `key` and the step's number.
+        noise: whether the model draws something in training, by `key` and the step's number.
+        label_smoothing: see `cross_entropy_sum`.
+        ema: decay of the mean over steps, where the state holds one.
     """
 
     def step(
         state: TrainState, frozen: Params, sq_norms: Params, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, StepMetrics]:
         norms = column_norms(combine(state.trainable, frozen), rules, sq_norms)
-        labels = jnp.maximum(jnp.sum(batch.label_weights), 1)
+        labels = jnp.sum(batch.label_weights)
         step_key = jax.random.fold_in(key, state.step)
 
         def loss_of(trainable: Params, part: Batch, index: jax.Array) -> jax.Array:
-            dropout_key = jax.random.fold_in(step_key, index) if dropout else None
-            return labelled_loss(model, trainable, frozen, part, norms, dropout_key) / labels
+            noise_key = jax.random.fold_in(step_key, index) if noise else None
+            total = labelled_loss(model, trainable, frozen, part, norms, noise_key, label_smoothing)
+            return total / jnp.maximum(labels, 1)
 
         loss_and_grad = jax.value_and_grad(loss_of)
         if micro_batches == 1:
             loss, grads = loss_and_grad(state.trainable, batch, jnp.zeros((), jnp.int32))
         else:
-            parts = jax.tree.map(
-                lambda x: x.reshape(micro_batches, x.shape[0] // micro_batches, *x.shape[1:]),
-                batch,
-            )
 
             def add_part(total: Any, part: tuple[Batch, jax.Array]) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, total, loss_and_grad(state.trainable, *part)), None
 
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
-            (loss, grads), _ = jax.lax.scan(add_part, zero, (parts, jnp.arange(micro_batches)))
+            parts = (_split(batch, micro_batches), jnp.arange(micro_batches))
+            (loss, grads), _ = jax.lax.scan(add_part, zero, parts)
+        grad_norm = optax.tree.norm(grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = StepMetrics(loss, optax.tree.norm(grads))
-        is_finite = jnp.isfinite(metrics.loss) & jnp.isfinite(metrics.grad_norm)
-        # A step that is not finite is left out: the data go on, and nothing else.
-        trainable, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(is_finite, new, old),
-            (trainable, opt_state),
-            (state.trainable, state.opt_state),
-        )
-        return TrainState(state.step + 1, trainable, opt_state), metrics
+        mean = state.ema
+        if mean is not None:
+            mean = jax.tree.map(lambda m, x: ema * m + (1 - ema) * x, mean, trainable)
+        stepped = TrainState(state.step, trainable, opt_state, mean)
+        is_finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        after = jax.tree.map(lambda new, old: jnp.where(is_finite, new, old), stepped, state)
+        metrics = StepMetrics(loss, grad_norm, optax.tree.norm(after.trainable), labels)
+        return after._replace(step=state.step + 1), metrics
 
     return step
+
+
+def _split(batch: Batch, parts: int) -> Batch:
+    """Return the batch's rows on two axes, parts first; each device's rows stay with it."""
+
+    def split(x: jax.Array) -> jax.Array:
+        rows = x.reshape(-1, parts, *x.shape[1:])
+        return constrain(jnp.moveaxis(rows, 1, 0), None, ROWS)
+
+    return jax.tree.map(split, batch)

@@ -21,7 +21,11 @@ from dora_jax.training.config import (
 )
 
 REFUSED = [
-    (ModelConfig, {"dtype": "float16"}, "model.dtype must be one of 'float32', 'bfloat16'; got"),
+    (
+        ModelConfig,
+        {"dtype": "float16"},
+        "model.dtype 'float16' is refused: its small gradients become zero without a loss scale",
+    ),
     (ModelConfig, {"remat": "dot"}, "got 'dot' (did you mean 'dots'?)"),
     (DataConfig, {"train_rows": 0}, "data.train_rows must be a whole number of at least 1; got 0"),
     (

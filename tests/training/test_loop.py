@@ -75,7 +75,7 @@ def run(
         SCHEDULE,
         TrainConfig(**fields),
         folder=folder,
-        dropout=dropout > 0,
+        noise=dropout > 0,
         watching=Watching(on_row=on_row),
         **({"steps": STEPS, "seed": 3} | options),
     )

@@ -3,6 +3,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from dora_jax.training import loss as chunked
@@ -43,7 +44,9 @@ def test_value_and_gradients_are_the_formula_s(chunks):
     @jax.jit
     def found(k, h):
         def loss_of(k, h):
-            return 3 * cross_entropy_sum(logits_of, chunks, k, h, targets, jnp.asarray(weights))
+            return 3 * cross_entropy_sum(
+                logits_of, chunks, 0.0, k, h, targets, jnp.asarray(weights)
+            )
 
         return jax.value_and_grad(loss_of, argnums=(0, 1))(k, h)
 
@@ -53,9 +56,49 @@ def test_value_and_gradients_are_the_formula_s(chunks):
         np.testing.assert_allclose(got, 3 * want, rtol=1e-4, atol=1e-5)
     # Without differentiation it is the same loss.
     alone = cross_entropy_sum(
-        logits_of, chunks, jnp.float32(kernel), jnp.float32(hidden), targets, jnp.float32(weights)
+        logits_of,
+        chunks,
+        0.0,
+        jnp.float32(kernel),
+        jnp.float32(hidden),
+        targets,
+        jnp.float32(weights),
     )
     np.testing.assert_allclose(alone, expected[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_smoothed_labels_are_optax_s(chunks):
+    kernel, hidden, targets, weights = (jnp.asarray(x) for x in inputs())
+    kernel, hidden = kernel.astype("float32"), hidden.astype("float32")
+
+    def found(k, h):
+        return cross_entropy_sum(logits_of, chunks, 0.2, k, h, targets, weights)
+
+    def expected(k, h):
+        labels = optax.smooth_labels(jax.nn.one_hot(targets, VOCABULARY), 0.2)
+        return jnp.sum(optax.softmax_cross_entropy(logits_of(k, h, 0), labels) * weights)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        jax.value_and_grad(found, argnums=(0, 1))(kernel, hidden),
+        jax.value_and_grad(expected, argnums=(0, 1))(kernel, hidden),
+    )
+
+
+def test_the_head_s_gradient_is_summed_wide():
+    """In bfloat16 a sum of many small parts stops growing: 256 + 1 is 256."""
+    chunks, labels = 512, 1024
+    hidden = jnp.ones((1, labels, 1), "bfloat16")
+    kernel = jnp.zeros((1, 2), "bfloat16")
+    targets, weights = jnp.zeros((1, labels), "int32"), jnp.ones((1, labels))
+
+    def loss_of(k):
+        return cross_entropy_sum(lambda k, h, i: h @ k, chunks, 0.0, k, hidden, targets, weights)
+
+    # Each label pulls its own logit by a half.
+    gradient = jax.grad(loss_of)(kernel)
+    np.testing.assert_array_equal(gradient, jnp.array([[-labels / 2, labels / 2]], "bfloat16"))
 
 
 def test_each_chunk_has_its_own_index():
@@ -66,7 +109,7 @@ def test_each_chunk_has_its_own_index():
 
     # Chunk 0 is sure of token 0, chunk 1 of token 1: no loss where the targets say so.
     targets = np.repeat([[0, 0, 0, 0, 1, 1, 1]], ROWS, axis=0)
-    loss = cross_entropy_sum(seen, 2, (), jnp.asarray(hidden), targets, jnp.asarray(weights))
+    loss = cross_entropy_sum(seen, 2, 0.0, (), jnp.asarray(hidden), targets, jnp.asarray(weights))
     assert float(loss) < 1e-6
 
 
@@ -81,7 +124,9 @@ def test_a_frozen_head_costs_two_products_and_one_chunk_of_logits(monkeypatch):
     @jax.jit
     def gradient(kernel, hidden):
         def loss_of(h):
-            return cross_entropy_sum(lambda _, h, i: h @ kernel, chunks, (), h, targets, weights)
+            return cross_entropy_sum(
+                lambda _, h, i: h @ kernel, chunks, 0.0, (), h, targets, weights
+            )
 
         return jax.grad(loss_of)(hidden)
 

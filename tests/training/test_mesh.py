@@ -17,6 +17,8 @@ from dora_jax.models.config import LlamaConfig
 from dora_jax.partition import partition, trainable_mask
 from dora_jax.sharding import split_rows
 from dora_jax.spec import AdapterRules
+from dora_jax.training.config import OptimConfig
+from dora_jax.training.optimizer import make_optimizer
 from dora_jax.training.placement import (
     norm_shardings,
     optimizer_shardings,
@@ -54,19 +56,26 @@ def batch_of(rows=8, length=12):
     return Batch(tokens, positions, tokens[:, 1:], weights)
 
 
-def prepare(method):
+OPTIMIZERS = {
+    # A large epsilon: Adam would make a rounding error of a tiny gradient a whole step.
+    "adamw": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, eps=1e-2)),
+    "muon": make_optimizer(OptimConfig(optimizer="muon", warmup_ratio=0.0), 1e-3, 10),
+    "adafactor": make_optimizer(OptimConfig(optimizer="adafactor", warmup_ratio=0.0), 1e-3, 10),
+}
+
+
+def prepare(method, optimizer="adamw", micro_batches=1):
     rules = rules_of(method)
     model, params = tiny.adapted_params(rules, CONFIG, remat="dots")
     params = small_net.moved(params, trainable_mask(params, rules))
-    # A large epsilon: Adam would make a rounding error of a tiny gradient a whole step.
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2, eps=1e-2))
-    step = make_train_step(model, rules, tx)
+    tx = OPTIMIZERS[optimizer]
+    step = make_train_step(model, rules, tx, micro_batches=micro_batches)
     return rules, model, params, tx, step
 
 
 @functools.lru_cache
-def on_one_device(method):
-    rules, _, params, tx, step = prepare(method)
+def on_one_device(*setting):
+    rules, _, params, tx, step = prepare(*setting)
     trainable, frozen = partition(params, trainable_mask(params, rules))
     state, sq_norms = init_state(trainable, tx), kernel_sq_norms(params, rules)
     losses = []
@@ -76,8 +85,8 @@ def on_one_device(method):
     return losses, jax.device_get(state.trainable)
 
 
-def on_mesh(method, sizes):
-    rules, model, params, tx, step = prepare(method)
+def on_mesh(sizes, *setting):
+    rules, model, params, tx, step = prepare(*setting)
     mesh = MeshConfig(*sizes).build()
     mask = trainable_mask(params, rules)
     shardings = param_shardings(mesh, params, model.sharding_rules, rules)
@@ -107,11 +116,18 @@ def on_mesh(method, sizes):
     return losses, state, frozen, compiled
 
 
-@pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("method", ["dora", "full"])
-def test_every_mesh_gives_what_one_device_gives(method, sizes):
-    losses, trained = on_one_device(method)
-    found, state, _, _ = on_mesh(method, sizes)
+CASES = [
+    *((sizes, (method,)) for method in ("dora", "full") for sizes in MESHES),
+    *(((2, 2, 2), ("dora", optimizer, 2)) for optimizer in OPTIMIZERS),
+    ((2, 2, 2), ("full", "muon")),
+    ((2, 2, 2), ("full", "adafactor")),
+]
+
+
+@pytest.mark.parametrize(("sizes", "setting"), CASES)
+def test_every_mesh_gives_what_one_device_gives(sizes, setting):
+    losses, trained = on_one_device(*setting)
+    found, state, _, _ = on_mesh(sizes, *setting)
     np.testing.assert_allclose(found, losses, rtol=1e-5)
     for expected, leaf in zip(
         jax.tree.leaves(trained), jax.tree.leaves(state.trainable), strict=True
@@ -136,11 +152,11 @@ def share_of_one_device(tree):
     ("sizes", "most"), [((8, 1, 1), 1.0), ((1, 8, 1), 0.13), ((1, 2, 4), 0.13)]
 )
 def test_a_device_holds_its_part_alone(sizes, most):
-    _, state, frozen, _ = on_mesh("full", sizes)
+    _, state, frozen, _ = on_mesh(sizes, "full")
     share = share_of_one_device((state.trainable, state.opt_state))
     assert share <= most
     assert share > most / 2
-    _, _, frozen, _ = on_mesh("dora", sizes)
+    _, _, frozen, _ = on_mesh(sizes, "dora")
     assert share_of_one_device(frozen) <= most
 
 

@@ -5,18 +5,21 @@ import optax
 import pytest
 
 from dora_jax.adapters import kernel_sq_norms
+from dora_jax.mesh import MeshConfig
 from dora_jax.partition import partition, trainable_mask
+from dora_jax.sharding import split_rows
 from dora_jax.spec import AdapterRules, AdapterSpec
+from dora_jax.training import step as step_module
 from dora_jax.training.config import OptimConfig
+from dora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from dora_jax.training.step import (
     Batch,
     init_state,
     labelled_loss,
-    learning_rate_schedule,
-    make_optimizer,
     make_train_step,
 )
 from tests.tiny import adapted_params
+from tests.training.word_model import RandomBatches, WordModel, word_model
 
 
 def random_batch(rows=4, length=12, labels=3, seed=0):
@@ -101,9 +104,7 @@ def test_dropout_depends_on_the_key_and_the_step_and_is_off_by_default():
     params = jax.tree.map(lambda train, x: x + 0.1 * train, mask, params)
     trainable, frozen = partition(params, mask)
     sq_norms = kernel_sq_norms(params, rules)
-    steps = {
-        on: jax.jit(make_train_step(model, rules, optax.sgd(0.1), dropout=on)) for on in (0, 1)
-    }
+    steps = {on: jax.jit(make_train_step(model, rules, optax.sgd(0.1), noise=on)) for on in (0, 1)}
 
     def losses(on, key):
         state = init_state(trainable, optax.sgd(0.1))
@@ -193,3 +194,83 @@ def test_weight_decay_is_decoupled_and_the_config_s():
         tx = make_optimizer(OptimConfig(weight_decay=decay, warmup_ratio=0.0), 0.1, 10)
         updates, _ = tx.update({"lora_a": jnp.zeros(2)}, tx.init(params), params)
         np.testing.assert_allclose(updates["lora_a"], [-0.2 * decay, 0.4 * decay], rtol=1e-6)
+
+
+def stepped(steps, **options):
+    """Return all states of some steps of the smallest model, the first one included."""
+    model, rules, params = word_model("dora")
+    tx = optax.adam(0.05)
+    trainable, frozen = partition(params, trainable_mask(params, rules))
+    state = init_state(trainable, tx, ema="ema" in options)
+    step = jax.jit(make_train_step(model, rules, tx, **options))
+    sq_norms = kernel_sq_norms(params, rules)
+    states = [state]
+    for index in range(steps):
+        batch = RandomBatches().batch(index)
+        state, metrics = step(state, frozen, sq_norms, batch, jax.random.key(0))
+        states.append(state)
+    return states, metrics
+
+
+def test_the_mean_over_steps_is_the_formula_s():
+    states, _ = stepped(4, ema=0.7)
+    leaves = [np.float64(state.trainable["mix"]["lora_b"]) for state in states]
+    mean = leaves[0]
+    for leaf in leaves[1:]:
+        mean = 0.7 * mean + 0.3 * leaf
+    np.testing.assert_allclose(states[-1].ema["mix"]["lora_b"], mean, rtol=1e-4, atol=1e-7)
+    assert states[-1].result is states[-1].ema
+    plain, _ = stepped(4)
+    assert plain[-1].ema is None
+    assert plain[-1].result is plain[-1].trainable
+    # It changes nothing of what is trained.
+    np.testing.assert_array_equal(plain[-1].trainable["mix"]["lora_b"], leaves[-1].astype("f4"))
+
+
+def test_norms_and_labels_are_in_the_metrics():
+    states, metrics = stepped(2)
+    norm = np.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(states[-1].trainable)))
+    assert float(metrics.trained_norm) == pytest.approx(norm, rel=1e-5)
+    assert float(metrics.labels) == RandomBatches().batch(0).label_weights.sum()
+
+
+def test_trained_leaves_of_a_narrow_base_are_kept_wide():
+    """In bfloat16 a hundred updates of 1e-3 to a parameter of 1 would all be lost."""
+    rules = AdapterRules([("mix", AdapterSpec("full"))])
+    model, params = WordModel(rules), word_model("full")[2]
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    params["mix"]["bias"] = jnp.ones_like(params["mix"]["bias"])
+    trainable, frozen = partition(params, trainable_mask(params, rules))
+    state = init_state(trainable, optax.sgd(1e-5))
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.trainable)} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(frozen)} == {"bfloat16"}
+    step = jax.jit(make_train_step(model, rules, optax.sgd(1e-5), micro_batches=4))
+    batch = RandomBatches().batch(0)
+    for _ in range(5):
+        state, _ = step(state, frozen, {}, batch, jax.random.key(0))
+    moved = np.abs(np.asarray(state.trainable["mix"]["bias"]) - 1)
+    assert 0 < moved.max() < 2**-9  # less than half a step of bfloat16 at 1
+
+
+def test_the_state_is_given_up_to_the_step():
+    model, rules, params = word_model("dora")
+    tx = optax.adam(0.05)
+    trainable, frozen = partition(params, trainable_mask(params, rules))
+    state = init_state(trainable, tx, ema=True)
+    step = make_train_step(model, rules, tx, ema=0.9)
+    arguments = (state, frozen, kernel_sq_norms(params, rules), RandomBatches().batch(0))
+    compiled = jax.jit(step, donate_argnums=0).lower(*arguments, jax.random.key(0)).compile()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert compiled.memory_analysis().alias_size_in_bytes == size
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_the_parts_of_a_batch_leave_each_device_its_rows(micro_batches):
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2).build()
+    with jax.set_mesh(mesh):
+        rows = split_rows(np.arange(16))
+        parts = jax.jit(lambda x: step_module._split(x, micro_batches))(rows)
+    assert sorted(np.asarray(parts).reshape(-1)) == list(range(16))
+    before = {shard.device: set(np.asarray(shard.data)) for shard in rows.addressable_shards}
+    for shard in parts.addressable_shards:
+        assert set(np.asarray(shard.data).reshape(-1)) == before[shard.device]
