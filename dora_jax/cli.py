@@ -22,7 +22,9 @@ try:
 except ImportError as error:
     raise SystemExit(f"{_MISSING} ({error})") from error
 
-from dora_jax.training.config import ExperimentConfig  # noqa: E402 - needs what is checked above
+# Needs what is checked above.
+from dora_jax.training.config import ExperimentConfig  # noqa: E402
+from dora_jax.training.preemption import EXIT_CODE, Preempted  # noqa: E402
 
 _USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
 
@@ -225,6 +227,8 @@ def _errors_in_words(continues: bool) -> Iterator[None]:
         yield
     except DoraError as error:
         fail(str(error), 1)
+    except Preempted as stop:
+        fail(f"{stop}; {again}", EXIT_CODE)
     except KeyboardInterrupt:
         fail(f"interrupted; {again}", 130)
     except OSError as error:

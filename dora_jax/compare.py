@@ -52,6 +52,7 @@ from dora_jax.training.loop import CHECKPOINTS, VALIDATION, DivergedError, FitRe
 from dora_jax.training.metrics import Row
 from dora_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from dora_jax.training.placement import param_shardings, place, weight_sharding
+from dora_jax.training.preemption import listening
 from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.reporting import Watching
 from dora_jax.training.runs import (
@@ -134,8 +135,9 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
 
     Raises:
         DoraError: for bad data, a run folder of another config, a diverged run, a full disk.
+        Preempted: when told to stop (SIGTERM, SIGINT); the same call goes on.
     """
-    with jax.set_mesh(config.mesh.build()):
+    with jax.set_mesh(config.mesh.build()), listening():
         return _compare(config, command)
 
 
@@ -370,6 +372,7 @@ def _fit(
             noise=config.adapter.dropout > 0 or config.train.neftune_alpha > 0,
             ema=config.optim.ema,
             validate=validate if config.train.validate_every else None,
+            identity={"weights": bench.weights, "rows": bench.task.digest()},
             share=share,
             watching=watching,
         )

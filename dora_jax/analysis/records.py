@@ -136,3 +136,13 @@ def _join(field: str, name: str) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def differences(stored: Any, given: Any, path: str = "") -> list[str]:
+    """Return in words where two JSON values differ; nothing where they do not."""
+    if isinstance(stored, dict) and isinstance(given, dict):
+        found = []
+        for name in [*stored, *(n for n in given if n not in stored)]:
+            found += differences(stored.get(name), given.get(name), _join(path, name))
+        return found
+    return [] if stored == given else [f"{path or 'all'} is {stored!r} there and {given!r} here"]

@@ -1,10 +1,9 @@
-"""Training state and adapters on disk, by orbax: nothing is ever pickled.
+"""Trees of arrays on disk, by orbax: nothing is ever pickled.
 
 A tree is stored as a flat dict of arrays under slash-joined names, so that what is on disk can be
 read without the code that wrote it. Orbax writes to a temporary folder and renames it: a killed
 write leaves nothing that a later run would trust. A digest of all arrays is stored beside them,
-because tensorstore does not notice a flipped bit. Writes are not asynchronous: states are small,
-and a failed write is known at once (orbax's threads would hold up the exit for minutes).
+because tensorstore does not notice a flipped bit. (A run's checkpoints: see `store`.)
 """
 
 import contextlib
@@ -21,7 +20,7 @@ import orbax.checkpoint as ocp
 from dora_jax.errors import DoraError
 
 _DIGEST = "sha256"
-_MAKE_ROOM = "free some space, or choose a folder that you may write to"
+MAKE_ROOM = "free some space, or choose a folder that you may write to"
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -76,75 +75,14 @@ def _unsealed(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _in_words(problem: str, way_out: str) -> Iterator[None]:
+def in_words(problem: str, way_out: str) -> Iterator[None]:
     """Raise a DoraError for anything that orbax raises: many types, all the same to users."""
     try:
         yield
     except Exception as error:
         # What follows is a kilobyte of tensorstore's settings.
-        reason, *_ = (str(error) or type(error).__name__).split(" [tensorstore_spec=")
+        reason, *_ = (str(error) or type(error).__name__).split(" [tensorstore_spec")
         raise DoraError(f"{problem} ({reason}); {way_out}") from error
-
-
-class CheckpointStore:
-    """The checkpoints of one run: the last two are kept. A context manager.
-
-    Args:
-        folder: made if it is not there.
-    """
-
-    def __init__(self, folder: Path):
-        self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-        with _in_words(f"{self.folder}: cannot hold checkpoints", _MAKE_ROOM):
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def __enter__(self) -> "CheckpointStore":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def save(self, step: int, state: Any) -> None:
-        """Store a state under its step.
-
-        Raises:
-            DoraError: when it cannot be written.
-        """
-        problem = f"{self.folder}: the checkpoint of step {step} could not be written"
-        with _in_words(problem, _MAKE_ROOM):
-            self._manager.save(step, args=ocp.args.StandardSave(_sealed(state)))
-
-    def latest_step(self) -> int | None:
-        """Return the step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
-
-    def restore(self, template: Any) -> Any:
-        """Return the newest state, in the template's structure, shapes and dtypes.
-
-        Raises:
-            DoraError: when there is none, or it cannot be read or is of another structure.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            raise DoraError(f"{self.folder}: holds no checkpoint")
-        where = self.folder / str(step)
-        way_out = f"delete {where} to continue from the checkpoint before it, or from the start"
-        with _in_words(f"{where}: damaged checkpoint", way_out):
-            stored = _unsealed(self._manager.restore(step, args=ocp.args.StandardRestore()))
-        expected = flatten(template)
-        problems = misfits(stored, expected)
-        if problems:
-            raise DoraError(
-                f"{where}: not a checkpoint of this run ({problems}); "
-                f"delete {self.folder} to train this part again from its start"
-            )
-        leaves = [np.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()]
-        return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-    def close(self) -> None:
-        """Free what orbax holds."""
-        self._manager.close()
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -158,7 +96,7 @@ def save_tree(folder: Path, tree: Any) -> None:
         DoraError: when it cannot be written.
     """
     with (
-        _in_words(f"{folder}: could not be written", _MAKE_ROOM),
+        in_words(f"{folder}: could not be written", MAKE_ROOM),
         _checkpointer() as checkpointer,
     ):
         checkpointer.save(folder.absolute(), args=ocp.args.StandardSave(_sealed(tree)), force=True)
@@ -173,7 +111,7 @@ def load_tree(folder: Path) -> Any:
     if not folder.is_dir():
         raise DoraError(f"{folder}: no such checkpoint folder")
     with (
-        _in_words(f"{folder}: damaged or not an orbax checkpoint", "train it again"),
+        in_words(f"{folder}: damaged or not an orbax checkpoint", "train it again"),
         _checkpointer() as checkpointer,
     ):
         stored = checkpointer.restore(folder.absolute(), args=ocp.args.StandardRestore())

@@ -348,6 +348,8 @@ class TrainConfig:
     """Steps between measurements of the validation rows' loss, without which 0 goes on."""
     patience: int = 0
     """Measurements without a better one after which training stops early; 0 never does."""
+    select: Literal["last", "best"] = "last"
+    """Which parameters a run ends with: those of its last step, or of its best measurement."""
     bad_steps: int = 10
     """Steps in a row whose loss or gradient may be not finite, before the run gives up. Each of
     them is skipped, counted, and its batch named in the metrics."""
@@ -362,8 +364,10 @@ class TrainConfig:
         _require(0 <= alpha < math.inf, "train.neftune_alpha", alpha, "finite and at least 0")
         for name in ("validate_every", "patience"):
             _require_count_or_none(f"train.{name}", getattr(self, name))
-        if self.patience and not self.validate_every:
-            raise DoraError("train.patience needs train.validate_every: nothing is measured")
+        _require_choice("train.select", self.select, Literal["last", "best"])
+        for name, given in (("patience", self.patience), ("select", self.select == "best")):
+            if given and not self.validate_every:
+                raise DoraError(f"train.{name} needs train.validate_every: nothing is measured")
         if self.batch_size % self.micro_batches:
             raise DoraError(
                 f"train.batch_size ({self.batch_size}) must be a multiple of train.micro_batches "

@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dora_jax.adapters import kernel_sq_norms, magnitude_drift
 from dora_jax.analysis.results import HistoryPoint
-from dora_jax.checkpoint.state import CheckpointStore
+from dora_jax.checkpoint.store import CheckpointStore
 from dora_jax.data.batches import Share
 from dora_jax.errors import DoraError
 from dora_jax.partition import Params, combine, count_parameters, partition, trainable_mask
@@ -40,6 +40,7 @@ from dora_jax.training.metrics import (
     skipped_in_a_row,
 )
 from dora_jax.training.placement import optimizer_shardings, param_shardings, place
+from dora_jax.training.preemption import Preempted, until_told
 from dora_jax.training.reporting import Reporter, Watching
 from dora_jax.training.shares import join_rows
 from dora_jax.training.step import Batch, StepMetrics, TrainState, init_state, make_train_step
@@ -74,6 +75,7 @@ class FitResult:
         train_seconds: time of all steps, over interruptions.
         trainable_parameters: number of scalars trained.
         magnitude_parameters: those of them that are magnitudes.
+        best_step: the step that these parameters are of; None for the last one.
     """
 
     params: Params
@@ -85,6 +87,7 @@ class FitResult:
     train_seconds: float
     trainable_parameters: int
     magnitude_parameters: int
+    best_step: int | None = None
 
 
 class _Programs:
@@ -126,6 +129,7 @@ def fit(
     noise: bool = False,
     ema: float = 0.0,
     validate: Callable[[Params], Mapping[str, float]] | None = None,
+    identity: Mapping[str, Any] | None = None,
     share: Share = Share(),  # noqa: B008 - immutable
     watching: Watching = Watching(),  # noqa: B008 - immutable
 ) -> FitResult:
@@ -147,6 +151,8 @@ def fit(
         ema: decay of the mean over steps that is validated and returned; 0 keeps none.
         validate: returns `validation_loss`, and what else is to be logged, of all parameters;
             needed where the config asks for it.
+        identity: what the run is, as plain JSON, beside its rules and seed: a checkpoint of
+            another base model, other data or settings is refused.
         share: which rows of a batch `batches` gives, see `row_share`.
         watching: who looks on.
 
@@ -160,7 +166,10 @@ def fit(
     magnitudes = _magnitudes(state.trainable)
     has_magnitudes = bool(jax.tree.leaves(magnitudes))
     initial = jax.tree.map(jnp.copy, magnitudes)  # the first step takes the state's own arrays
-    with CheckpointStore(folder / CHECKPOINTS) as store:
+    whole_identity = {"rules": str(rules), "seed": seed, **(identity or {})}
+    with CheckpointStore(
+        folder / CHECKPOINTS, whole_identity, keep_best=config.select == "best"
+    ) as store:
         state, rows = _resume(store, state, folder / METRICS_FILE, steps)
         sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(state.trainable, frozen))
         key = jax.random.key(seed)
@@ -176,7 +185,10 @@ def fit(
             )
         )
         row_ids = getattr(batches, "row_ids", None)
-        with Reporter(folder, folder / METRICS_FILE, rows, schedule, watching, row_ids) as reporter:
+        with (
+            until_told() as is_stop_due,
+            Reporter(folder, folder / METRICS_FILE, rows, schedule, watching, row_ids) as reporter,
+        ):
             rows = reporter.rows
             _check_finite(rows, config.bad_steps, folder)
             for index in range(len(rows), steps):
@@ -192,15 +204,25 @@ def fit(
                 moved = _drift(state.trainable, initial) if has_magnitudes else None
                 reporter.stepped(index, metrics, moved, batch, wait_s)
                 _check_finite(rows, config.bad_steps, folder)
-                if index + 1 in saves:
-                    now = combine(state.result, frozen)
-                    reporter.settle(
-                        functools.partial(validate, now)
-                        if validate is not None and index + 1 in validates
-                        else None
-                    )
-                    _check_finite(rows, config.bad_steps, folder)
-                    store.save(index + 1, state)
+                stops = is_stop_due(index + 1)
+                if not (stops or index + 1 in saves):
+                    continue
+                metric = None
+                if validate is not None and index + 1 in validates:
+                    reporter.settle(functools.partial(validate, combine(state.result, frozen)))
+                    metric = rows[-1][VALIDATION]
+                else:
+                    reporter.settle()
+                _check_finite(rows, config.bad_steps, folder)
+                store.save(index + 1, state, metric)
+                if stops:
+                    store.wait()
+                    raise Preempted(f"stopped after step {index + 1} of {steps}")
+        best = None
+        if config.select == "best":
+            best = min((row for row in rows if VALIDATION in row), key=lambda row: row[VALIDATION])
+            store.wait()
+            state = _restored(store, state, best["step"])
     times = [row["step_time_s"] for row in rows]
     return FitResult(
         params=combine(state.result, frozen),
@@ -212,6 +234,7 @@ def fit(
         train_seconds=sum(times),
         trainable_parameters=count_parameters(state.trainable),
         magnitude_parameters=count_parameters(magnitudes),
+        best_step=None if best is None else best["step"],
     )
 
 
@@ -285,14 +308,23 @@ def _resume(
     store: CheckpointStore, state: TrainState, metrics_path: Path, steps: int
 ) -> tuple[TrainState, list[Row]]:
     """Return the newest checkpoint, or the given state if there is none, and its metrics."""
-    done = store.latest_step() or 0
-    if done > steps:
+    newest = max(store.steps(), default=0)
+    if newest > steps:
         raise DoraError(
-            f"{store.folder}: holds a run of {done} steps or more, not one of {steps}; "
+            f"{store.folder}: holds a run of {newest} steps or more, not one of {steps}; "
             f"delete {metrics_path.parent} to train this part again from its start"
         )
-    rows = first_decides(lambda: read_metrics(metrics_path, done))
-    if done:
-        where = jax.tree.map(lambda leaf: leaf.sharding, state)
-        state = place(store.restore(state), where)
-    return state, rows
+    found = store.restore(state)
+    state, done = (state, 0) if found is None else (found[0], found[1].step)
+    return state, first_decides(lambda: read_metrics(metrics_path, done))
+
+
+def _restored(store: CheckpointStore, state: TrainState, step: int) -> TrainState:
+    found = store.restore(state, step)
+    if found is None:
+        raise DoraError(
+            f"{store.folder}: the best checkpoint, of step {step}, is not there any more; delete "
+            f"{store.folder.parent} to train this part again from its start"
+        )
+    restored: TrainState = found[0]
+    return restored

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.analysis.records import FieldError, decode, encode
+from dora_jax.analysis.records import FieldError, decode, differences, encode
 from dora_jax.errors import DoraError
 from dora_jax.processes import first_decides, is_first
 
@@ -62,16 +62,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with uncommitted changes" if changed else commit
-
-
-def _differences(stored: Any, given: Any, path: str = "") -> list[str]:
-    if isinstance(stored, dict) and isinstance(given, dict):
-        found = []
-        for name in [*stored, *(n for n in given if n not in stored)]:
-            inner = f"{path}.{name}" if path else name
-            found += _differences(stored.get(name), given.get(name), inner)
-        return found
-    return [] if stored == given else [f"{path or 'all'} is {stored!r} there and {given!r} here"]
 
 
 def read_json(path: Path, way_out: str) -> Any:
@@ -128,7 +118,7 @@ def claim(folder: Path, settings: dict[str, Any]) -> Iterator[list[dict[str, Any
             raise DoraError(f"{folder}: cannot be locked ({error}); {other_folder}") from error
         if config_path.exists():
             way_out = f"{other_folder}, or delete {folder}"
-            found = _differences(read_json(config_path, way_out), settings)
+            found = differences(read_json(config_path, way_out), settings)
             if found:
                 more = [f"and {len(found) - 4} more"] if len(found) > 4 else []
                 shown = "; ".join(found[:4] + more)

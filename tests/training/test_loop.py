@@ -1,5 +1,6 @@
 import functools
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from dora_jax.partition import partition, trainable_mask
 from dora_jax.training.config import TrainConfig
 from dora_jax.training.loop import CHECKPOINTS, fit
 from dora_jax.training.metrics import MEASURED, METRICS_FILE, device_peak
+from dora_jax.training.preemption import Preempted, listening
 from dora_jax.training.reporting import Watching
 from dora_jax.training.step import labelled_loss
 from tests.training.word_model import RandomBatches, word_model
@@ -64,7 +66,7 @@ def run(
     **options,
 ):
     model, rules, params = word_model(method, dropout=dropout)
-    own = ("checkpoint_every", "micro_batches", "validate_every", "patience", "bad_steps")
+    own = ("checkpoint_every", "micro_batches", "validate_every", "patience", "bad_steps", "select")
     fields = {"checkpoint_every": EVERY} | {n: options.pop(n) for n in own if n in options}
     return fit(
         model,
@@ -200,16 +202,69 @@ def test_a_run_of_more_steps_is_refused(interrupted):
         run(interrupted, steps=3)
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_way_out_works(interrupted):
-    newest = interrupted / CHECKPOINTS / "4"
-    (newest / "default" / "_METADATA").write_text("{")
-    with pytest.raises(DoraError, match=f"delete {newest} to continue from the checkpoint before"):
-        run(interrupted)
-    shutil.rmtree(newest)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(interrupted):
+    (interrupted / CHECKPOINTS / "4" / "state" / "_METADATA").write_text("{")
     batches = RandomBatches()
     result = run(interrupted, batches=batches)
     assert min(batches.asked) == 2
     assert_same_as_uninterrupted(result, interrupted)
+
+
+def test_a_checkpoint_of_another_run_is_refused(interrupted):
+    with pytest.raises(DoraError, match=r"not a checkpoint of this run \(seed is 3 there and 4"):
+        run(interrupted, seed=4)
+    with pytest.raises(DoraError, match=r"weights is None there and 'abc' here"):
+        run(interrupted, identity={"weights": "abc"})
+    with pytest.raises(DoraError, match=r"rules is .*'lora'.* there|rules is .* here"):
+        run(interrupted, "lora")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_stop_leaves_a_checkpoint(tmp_path, number):
+    def tell(row):
+        if row["step"] == 3:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Preempted, match=r"stopped after step 4 of 7"), listening():
+        run(tmp_path, on_row=tell, checkpoint_every=100)
+    batches = RandomBatches()
+    result = run(tmp_path, batches=batches, checkpoint_every=100)
+    assert min(batches.asked) == 4
+    assert_same_as_uninterrupted(result, tmp_path)
+
+
+def test_a_second_interrupt_ends_a_run_at_once(tmp_path):
+    def tell(row):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt), listening():
+        run(tmp_path, on_row=tell)
+    # What the signals did before, they do again.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_where_nothing_is_trained_a_stop_is_at_once():
+    with pytest.raises(Preempted, match="told to stop"), listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_best_checkpoint_is_what_a_run_may_end_with(tmp_path):
+    seen = {}
+
+    def validate(params):
+        number = len(seen) + 1
+        seen[number] = np.asarray(params["mix"]["lora_b"])
+        return {"validation_loss": [9.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0][number - 1]}
+
+    options = {"validate_every": 1, "select": "best", "validate": validate}
+    result = run(tmp_path, **options)
+    assert result.best_step == 2
+    np.testing.assert_array_equal(result.params["mix"]["lora_b"], seen[2])
+    again = run(tmp_path, **options)
+    assert again.best_step == 2
+    np.testing.assert_array_equal(again.params["mix"]["lora_b"], seen[2])
 
 
 class BrokenFrom(RandomBatches):
