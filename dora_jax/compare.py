@@ -148,6 +148,11 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             "a search for learning rates needs rows: raise --data.validation-rows, or give "
             "--compare.search-steps 0"
         )
+    if config.train.validate_every and not config.data.validation_rows:
+        raise DoraError(
+            "train.validate_every needs rows: raise --data.validation-rows, or give "
+            "--train.validate-every 0"
+        )
     if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise DoraError(
             "model.attention 'cudnn' needs an NVIDIA GPU, and JAX finds "
@@ -210,10 +215,11 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
 def train(config: ExperimentConfig, command: str) -> ComparisonResults:
     """Train `train.method` alone at `optim.learning_rate`: a comparison with the base model.
 
-    Nothing is searched for, so no rows are set aside for it.
+    Nothing is searched for, so no rows are set aside for it, but where training is validated.
     """
     alone = dataclasses.replace(config.compare, methods=(config.train.method,), search_steps=0)
-    data = dataclasses.replace(config.data, validation_rows=0)
+    validation = config.data.validation_rows if config.train.validate_every else 0
+    data = dataclasses.replace(config.data, validation_rows=validation)
     return compare(dataclasses.replace(config, compare=alone, data=data), command)
 
 

@@ -18,6 +18,7 @@ from dora_jax.training.config import (
     DataConfig,
     ExperimentConfig,
     ModelConfig,
+    OptimConfig,
     TrainConfig,
 )
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
@@ -350,3 +351,41 @@ def test_generate_and_merge_use_the_adapter(results, config, tmp_path):
         answer("\udcff")
     with pytest.raises(DoraError, match="seed must be at least 0 and below"):
         answer("hello", adapter=part, seed=2**70)
+
+
+def test_a_method_that_trains_nothing_is_refused(config):
+    compared = CompareConfig(methods=("bitfit",), search_steps=0)
+    with pytest.raises(DoraError, match="method 'bitfit' trains nothing: this model has no such"):
+        comparison.compare(dataclasses.replace(config, compare=compared), "c")
+
+
+def test_a_run_with_everything_on(config, tmp_path):
+    """Norms by Muon, with noise, smoothed labels, a mean, validation, the best step and a trace."""
+    run = dataclasses.replace(
+        config,
+        out=tmp_path / "run",
+        optim=OptimConfig(optimizer="muon", schedule="wsd", ema=0.5, rate_ratios=(("scale", 2),)),
+        train=TrainConfig(
+            method="norms",
+            steps=4,
+            batch_size=4,
+            neftune_alpha=5.0,
+            label_smoothing=0.1,
+            validate_every=2,
+            select="best",
+        ),
+        track=("tensorboard",),
+        profile=1,
+    )
+    # `train` sets no rows aside for a search, but these are measured on.
+    found = comparison.train(run, "the command")
+    assert found.data.validation_rows == 8
+    part = tmp_path / "run" / "seed-0" / "norms"
+    rows = [json.loads(line) for line in (part / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "validation_loss" in row] == [2, 4]
+    assert list((part / "profile").rglob("*.xplane.pb"))
+    assert list((part / "tensorboard").iterdir())
+    (line,) = comparison.evaluate(run, part)
+    assert (
+        line == f"accuracy {found.runs[0].accuracy:.1%} of 12 rows, loss {found.runs[0].loss:.4f}"
+    )

@@ -152,7 +152,8 @@ def _scale_by_path(ratios: Sequence[tuple[str, float]]) -> optax.GradientTransfo
     def init(params: Any) -> optax.EmptyState:
         paths = jax.tree.leaves(_by_path(params, lambda path, _: path))
         for pattern, _ in ratios:
-            if not any(matches(pattern, path) for path in paths):
+            # `optax.tree.map_params` looks at the state of something without leaves.
+            if paths and not any(matches(pattern, path) for path in paths):
                 ends = sorted({path.rsplit("/", 1)[-1] for path in paths})
                 raise DoraError(
                     f"optim.rate_ratios: {pattern!r} matches no trained leaf"
