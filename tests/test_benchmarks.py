@@ -152,6 +152,13 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(run):
         run("scaling", *TOY, *empty, "--devices")
 
 
+def test_checkpoint(run):
+    (found, *_) = run("checkpoint", "--model=toy", *SETTING, "--saves=2")
+    assert found["state_bytes"] > found["bytes_on_disk"] / 10 > 0
+    assert 0 < found["stall_s"] < found["written_s"]
+    assert found["restore_s"] > 0
+
+
 def test_load_and_compile(run):
     found, _ = run("load_and_compile", "--shape=toy", *SETTING, "--method=lora")
     assert found["model"] == "random toy"
