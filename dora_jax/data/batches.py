@@ -4,8 +4,9 @@ Every step can be asked for alone, so the state of the data is the step's number
 exactly, and several processes or workers make the same batches as one.
 """
 
+import abc
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,32 +47,14 @@ class Share(NamedTuple):
         return range(self.process * size, (self.process + 1) * size)
 
 
-class StepBatches(Protocol):
-    """Batches by step, and what they cost."""
-
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0, or this process's share of it."""
-        ...
-
-    @property
-    def slots(self) -> float:
-        """Mean number of tokens a step runs through the model, padding included, all processes."""
-        ...
-
-    @property
-    def efficiency(self) -> float:
-        """Share of the slots that hold a token of a row, over an epoch."""
-        ...
-
-
-class ShuffledBatches:
-    """Batches of one fixed shape, a row each, padded to the longest.
+class StepBatches(abc.ABC):
+    """Batches by step, where their rows come from, and what they cost.
 
     The loss is on the answers and the tokens that end them, unless `train_on` is `all`.
 
     Args:
         rows: to train on; at least one.
-        batch_size: rows a batch. Epochs run into each other: no row is dropped.
+        batch_size: rows a batch, all processes together.
         seed: of the order.
         eos_id: the token that ends an answer.
         train_on: see `train_row`.
@@ -90,22 +73,68 @@ class ShuffledBatches:
         share: Share = Share(),  # noqa: B008 - immutable
     ):
         self._rows = train_rows(rows, eos_id, train_on)
-        self._batch_size, self._eos_id, self._share = batch_size, eos_id, share.rows(batch_size)
-        order = order or ShuffledOrder(len(rows), seed)
-        self._count, self._epoch = order.count, Recent(order.epoch)
-        counts = token_counts(self._rows)
-        self.length = round_up(int(counts.max()), LENGTH_MULTIPLE)
-        self._labels = int(label_counts(self._rows).max())
-        self.slots = float(batch_size * self.length)
-        self.efficiency = float(counts.mean() / self.length)
+        self._ids = [row.where or f"row {n} to train on" for n, row in enumerate(rows, 1)]
+        self._tokens, self._labels = token_counts(self._rows), label_counts(self._rows)
+        self._batch_size, self._eos_id, self._seed = batch_size, eos_id, seed
+        self._share = share.rows(batch_size)
+        self._order = order or ShuffledOrder(len(rows), seed)
+
+    @abc.abstractmethod
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, counted from 0, or this process's share of it."""
+
+    @abc.abstractmethod
+    def held(self, step: int, places: Sequence[int]) -> list[list[int]]:
+        """Return which rows are held by these places, from 0, of a step's whole batch."""
+
+    @property
+    @abc.abstractmethod
+    def slots(self) -> float:
+        """Mean number of tokens a step runs through the model, padding included, all processes."""
+
+    @property
+    @abc.abstractmethod
+    def places_an_epoch(self) -> int:
+        """How many rows of batches hold all rows once; of the first epoch, where they differ."""
+
+    @property
+    def efficiency(self) -> float:
+        """Share of the slots of the first epoch that hold a token of a row."""
+        used = self._tokens[self._order.epoch(0)].sum()
+        return float(used * self._batch_size / (self.slots * self.places_an_epoch))
+
+    def row_ids(self, step: int) -> list[str]:
+        """Return file and line of each row in a step's batch, of all processes, in its order."""
+        held = self.held(step, range(self._batch_size))
+        return [self._ids[i] for rows in held for i in rows]
+
+
+class ShuffledBatches(StepBatches):
+    """Batches of one fixed shape, a row each, padded to the longest.
+
+    Epochs run into each other: no row is dropped. The arguments are those of `StepBatches`.
+    """
+
+    def __init__(self, rows: Sequence[EncodedRow], *how: Any, **more: Any):
+        super().__init__(rows, *how, **more)
+        self._epoch = Recent(self._order.epoch)
+        self.length = round_up(int(self._tokens.max()), LENGTH_MULTIPLE)
+
+    @property
+    def slots(self) -> float:
+        return float(self._batch_size * self.length)
+
+    @property
+    def places_an_epoch(self) -> int:
+        return self._order.count
+
+    def held(self, step: int, places: Sequence[int]) -> list[list[int]]:
+        numbers = (divmod(step * self._batch_size + place, self._order.count) for place in places)
+        return [[int(self._epoch(epoch)[place])] for epoch, place in numbers]
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0."""
-        chosen = []
-        for i in self._share:
-            epoch, place = divmod(step * self._batch_size + i, self._count)
-            chosen.append(self._rows[self._epoch(epoch)[place]])
-        return padded_batch(chosen, self.length, self._labels, self._eos_id)
+        chosen = [self._rows[i] for (i,) in self.held(step, self._share)]
+        return padded_batch(chosen, self.length, int(self._labels.max()), self._eos_id)
 
 
 def padded_batch(rows: Sequence[TrainRow | None], length: int, labels: int, pad_id: int) -> Batch:
@@ -128,9 +157,3 @@ def as_batch(*arrays: np.ndarray) -> Batch:
     """Return arrays as a batch; they stay on the host until the step's devices are known."""
     parts: Any = arrays
     return Batch(*parts)
-
-
-def padded_length(rows: Sequence[EncodedRow]) -> int:
-    """Return the length to which these rows are padded: one shape, so one compilation."""
-    longest = max(len(row.prompt) + len(row.answer) for row in rows)
-    return round_up(longest, LENGTH_MULTIPLE)

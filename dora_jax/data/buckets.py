@@ -1,15 +1,14 @@
 """Rows of like length together: little padding, for a few shapes instead of one."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from dora_jax.data.batches import LENGTH_MULTIPLE, Order, Share, padded_batch
+from dora_jax.data.batches import LENGTH_MULTIPLE, StepBatches, padded_batch
 from dora_jax.data.encode import EncodedRow
-from dora_jax.data.examples import TrainOn
-from dora_jax.data.order import Recent, ShuffledOrder
-from dora_jax.data.train_rows import label_counts, token_counts, train_rows
+from dora_jax.data.order import Recent
 from dora_jax.training.step import Batch
 
 
@@ -41,7 +40,7 @@ def bucket_lengths(counts: Int[np.ndarray, "n"], buckets: int) -> tuple[int, ...
     return tuple(chosen[::-1])
 
 
-class BucketedBatches:
+class BucketedBatches(StepBatches):
     """Batches of rows of like length, each padded to its bucket's length.
 
     Every row comes once an epoch. What is left of a bucket goes with the next longer one, so all
@@ -50,50 +49,27 @@ class BucketedBatches:
     Args:
         rows: to train on; at least one.
         buckets: number of lengths, see `bucket_lengths`.
-        batch_size: rows a batch.
-        seed: of the order of rows and batches.
-        eos_id: fills the rows.
-        train_on: see `train_row`.
-        order: of the rows; by default another permutation each epoch.
-        share: which of a batch's rows to make.
+        how: the other arguments of `StepBatches`.
+        more: likewise, by name.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[EncodedRow],
-        buckets: int,
-        batch_size: int,
-        seed: int,
-        eos_id: int,
-        train_on: TrainOn = "answers",
-        order: Order | None = None,
-        share: Share = Share(),  # noqa: B008 - immutable
-    ):
-        self._rows = train_rows(rows, eos_id, train_on)
-        self._batch_size, self._eos_id, self._seed = batch_size, eos_id, seed
-        self._share = share.rows(batch_size)
-        self._order = order or ShuffledOrder(len(rows), seed)
-        self._counts, labels = token_counts(self._rows), label_counts(self._rows)
-        self.lengths = bucket_lengths(self._counts, buckets)
-        self._bucket = np.searchsorted(self.lengths, self._counts)
+    def __init__(self, rows: Sequence[EncodedRow], buckets: int, *how: Any, **more: Any):
+        super().__init__(rows, *how, **more)
+        self.lengths = bucket_lengths(self._tokens, buckets)
+        self._bucket = np.searchsorted(self.lengths, self._tokens)
         # Shorter rows may come into a batch of longer ones.
-        self._labels = [
-            int(labels[self._bucket <= n].max(initial=1)) for n in range(len(self.lengths))
-        ]
+        self._room = [int(self._labels[self._bucket <= n].max()) for n in range(len(self.lengths))]
         self._epoch = Recent(self._plan)
-        self.steps_an_epoch = -(-self._order.count // batch_size)
+        self.steps_an_epoch = -(-self._order.count // self._batch_size)
 
     @property
     def slots(self) -> float:
-        """Mean number of tokens a step runs through the model, over the first epoch."""
         lengths = [self.lengths[bucket] for bucket, _ in self._epoch(0)]
         return float(self._batch_size * np.mean(lengths))
 
     @property
-    def efficiency(self) -> float:
-        """Share of the slots of the first epoch that hold a token."""
-        used = self._counts[self._order.epoch(0)].sum()
-        return float(used / (self.slots * self.steps_an_epoch))
+    def places_an_epoch(self) -> int:
+        return self.steps_an_epoch * self._batch_size
 
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
         """Return the (bucket, rows) of each batch of an epoch."""
@@ -112,9 +88,15 @@ class BucketedBatches:
         shuffled = np.random.default_rng((self._seed, epoch, len(plan))).permutation(len(plan))
         return [plan[i] for i in shuffled]
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0."""
+    def _planned(self, step: int) -> tuple[int, list[int]]:
         epoch, place = divmod(step, self.steps_an_epoch)
-        bucket, indices = self._epoch(epoch)[place]
-        chosen = [self._rows[indices[i]] if i < len(indices) else None for i in self._share]
-        return padded_batch(chosen, self.lengths[bucket], self._labels[bucket], self._eos_id)
+        return self._epoch(epoch)[place]
+
+    def held(self, step: int, places: Sequence[int]) -> list[list[int]]:
+        _, rows = self._planned(step)
+        return [rows[place : place + 1] for place in places]
+
+    def batch(self, step: int) -> Batch:
+        bucket, _ = self._planned(step)
+        chosen = [self._rows[held[0]] if held else None for held in self.held(step, self._share)]
+        return padded_batch(chosen, self.lengths[bucket], self._room[bucket], self._eos_id)

@@ -4,6 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dora_jax.data.examples import Example, TooLong
 from dora_jax.data.prompts import PromptTemplate
@@ -28,6 +29,7 @@ class EncodedRow:
         earlier: parts (first, end) of the prompt that are answers too, to be trained on.
         is_cut: whether the answer's end was cut off, so that no end token is to be learned.
         source: the example's.
+        where: the example's.
     """
 
     prompt: tuple[int, ...]
@@ -41,6 +43,7 @@ class EncodedRow:
     earlier: tuple[tuple[int, int], ...] = field(default=(), repr=False)
     is_cut: bool = field(default=False, repr=False)
     source: int = field(default=0, repr=False)
+    where: str = field(default="", repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def encode_all(
         if length > max_length:
             if too_long == "error":
                 raise DoraError(
-                    f"row {number} is {length} tokens long, more than data.max_length "
+                    f"{example.where or f'row {number}'}: is {length} tokens long, more than "
+                    f"data.max_length "
                     f"({max_length}): raise --data.max-length, or let --data.too-long drop or "
                     f"truncate such rows (it begins {(example.prompt or example.answer)[:60]!r})"
                 )
@@ -113,17 +117,6 @@ def encode_all(
     return Encoded(rows, dict(left_out), dict(cut))
 
 
-def encode_examples(
-    examples: Sequence[Example], template: PromptTemplate, tokenizer: Tokenizer, max_length: int
-) -> tuple[list[EncodedRow], int]:
-    """Return the rows that fit into `max_length` tokens, and the number of those that do not.
-
-    A row's length is that of its prompt with its longest answer and the end token.
-    """
-    encoded = encode_all(examples, template, tokenizer, max_length)
-    return encoded.rows, sum(encoded.left_out.values())
-
-
 def _encode(
     example: Example,
     template: PromptTemplate,
@@ -131,10 +124,11 @@ def _encode(
     ids_of: dict[str, tuple[int, ...]],
 ) -> EncodedRow:
     kept = (example.answer, example.options, example.task)
+    origin: dict[str, Any] = {"source": example.source, "where": example.where}
     if example.is_text:
         ids = [*tokenizer.start_ids, *tokenizer.encode(example.answer)]
         # The first token is predicted from nothing.
-        return EncodedRow((ids[0],), tuple(ids[1:]), (), 0, *kept, source=example.source)
+        return EncodedRow((ids[0],), tuple(ids[1:]), (), 0, *kept, **origin)
     for text in (example.answer, *example.options):
         if text not in ids_of:
             shown = text if template.is_verbatim else text.strip()
@@ -153,7 +147,7 @@ def _encode(
         correct,
         *kept,
         earlier=tuple(earlier),
-        source=example.source,
+        **origin,
     )
 
 

@@ -1,6 +1,6 @@
 """One question with its answer: what every source of data yields and every prompt is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Split = Literal["train", "validation", "evaluation"]
@@ -38,6 +38,7 @@ class Example:
             the last message's text.
         is_text: whether `answer` is plain text to learn as it stands, with no question before it.
         source: which part of a mixture it comes from.
+        where: the file and line that it was read from, where there is one.
     """
 
     prompt: str
@@ -47,6 +48,7 @@ class Example:
     turns: tuple[Turn, ...] = ()
     is_text: bool = False
     source: int = 0
+    where: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if self.options and self.answer not in self.options:

@@ -7,18 +7,21 @@
 | ShareGPT          | `conversations`: a list of `{"from": ..., "value": ...}`; may have `system`|
 | prompt/completion | two fields of `PAIRS`, texts, or lists of messages                         |
 | plain text        | `text`                                                                     |
+
+A field that is null counts as missing: tables fill up rows so.
 """
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from dora_jax.data.examples import Example, Turn
 from dora_jax.errors import DoraError
 
 SAMPLE = '{"instruction": "What is the capital of France?", "output": "Paris"}'
 
+Format = Literal["Alpaca", "chat messages", "ShareGPT", "prompt/completion", "plain text"]
 # What is asked, and what is answered.
 PAIRS = (
     ("prompt", "completion"),
@@ -64,43 +67,62 @@ def read_row(row: Any, where: str) -> Example:
         DoraError: for a row of no known format, or with a field that is not as it should be.
         LeftOut: when the row is sound and has no answer, or holds more than text.
     """
-    if not isinstance(row, Mapping):
-        shown = json.dumps(row, ensure_ascii=False, default=str)[:60]
-        raise DoraError(f"{where}: must be a JSON object such as {SAMPLE}; got {shown}")
-    row = dict(row)
+    read = _READERS[row_format(row, where)]
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:
-        raise DoraError(f"{where}: holds half a character ({error.reason})") from None
-    if "messages" in row:
-        return _chat(row, _messages(row, "messages", where), where)
-    if "conversations" in row:
-        return _chat(row, _sharegpt(row, where), where)
-    if "instruction" in row:
-        return _alpaca(row, where)
-    pairs = [pair for pair in PAIRS if all(name in row for name in pair)]
-    if len({answer for _, answer in pairs}) > 1 or len({asked for asked, _ in pairs}) > 1:
-        both = " or ".join(" and ".join(pair) for pair in pairs)
-        raise DoraError(f"{where}: may mean {both}: rename or remove the fields that do not count")
-    if pairs:
-        return _pair(row, *pairs[0], where)
-    if "text" in row:
-        return Example("", _text(row, "text", where), task=_task(row, where), is_text=True)
-    if "output" in row:
-        return _alpaca(row, where)  # says that the instruction is missing
-    given = ", ".join(map(repr, row)) or "none"
+        raise DoraError(
+            f"{where}: holds half a character ({error.reason}): remove the lone \\ud800 to \\udfff"
+        ) from None
+    return read(row, where)
+
+
+def row_format(row: Any, where: str) -> Format:
+    """Return the format that a row is of, by its fields alone.
+
+    Raises:
+        DoraError: when it is of none, or of several.
+    """
+    if not isinstance(row, Mapping):
+        raise DoraError(f"{where}: must be a JSON object such as {SAMPLE}; got {_shown(row)}")
+    for field, name in _BY_ONE_FIELD.items():
+        if row.get(field) is not None:
+            return name
+    if _pairs(row, where):
+        return "prompt/completion"
+    if row.get("text") is not None:
+        return "plain text"
+    if row.get("output") is not None:
+        return "Alpaca"  # whose reader says that the instruction is missing
     raise DoraError(
-        f"{where}: is of no known format: its fields are {given}, and known are {_KNOWN}"
+        f"{where}: is of no known format: its fields are {_fields(row)}, and known are {_KNOWN}"
     )
 
 
+def _pairs(row: Mapping[str, Any], where: str) -> tuple[str, str] | None:
+    pairs = [pair for pair in PAIRS if all(row.get(name) is not None for name in pair)]
+    if len(pairs) > 1:
+        both = " or ".join(" and ".join(pair) for pair in pairs)
+        raise DoraError(f"{where}: may mean {both}: rename or remove the fields that do not count")
+    return pairs[0] if pairs else None
+
+
+def _fields(row: Mapping[str, Any]) -> str:
+    named = (f"{name!r}" + (" (null)" if value is None else "") for name, value in row.items())
+    return ", ".join(named) or "none"
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _text(row: Mapping[str, Any], name: str, where: str) -> str:
-    if name not in row:
-        given = ", ".join(map(repr, row)) or "none"
-        raise DoraError(f"{where}: has no field {name!r} (its fields: {given})")
-    if not isinstance(row[name], str) or not row[name].strip():
-        raise DoraError(f"{where}: {name!r} must be a text, not empty; got {row[name]!r}")
-    text: str = row[name]
+    text = row.get(name)
+    if text is None:
+        raise DoraError(f"{where}: has no field {name!r} (its fields: {_fields(row)})")
+    if not isinstance(text, str) or not text.strip():
+        raise DoraError(f"{where}: {name!r} must be a text, not empty; got {_shown(text)}")
     return text
 
 
@@ -109,7 +131,7 @@ def _optional(row: Mapping[str, Any], name: str, where: str) -> str:
     if text is None:
         return ""
     if not isinstance(text, str):
-        raise DoraError(f"{where}: {name!r} must be a text; got {text!r}")
+        raise DoraError(f"{where}: {name!r} must be a text; got {_shown(text)}")
     return text
 
 
@@ -117,7 +139,7 @@ def _task(row: Mapping[str, Any], where: str) -> str:
     return _optional(row, "task", where)
 
 
-def _alpaca(row: dict[str, Any], where: str) -> Example:
+def _alpaca(row: Mapping[str, Any], where: str) -> Example:
     prompt = _text(row, "instruction", where).strip()
     output = _text(row, "output", where).strip()
     more, task = _optional(row, "input", where).strip(), _task(row, where)
@@ -131,16 +153,16 @@ def _with_system(system: str, prompt: str) -> tuple[Turn, ...]:
     return (Turn("system", system.strip()), Turn("user", prompt)) if system.strip() else ()
 
 
-def _options(row: dict[str, Any], output: str, where: str) -> tuple[str, ...]:
-    if "options" in row:
-        options = row["options"]
+def _options(row: Mapping[str, Any], output: str, where: str) -> tuple[str, ...]:
+    options = row.get("options")
+    if options is not None:
         if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
-            raise DoraError(f"{where}: 'options' must be a list of texts; got {options!r}")
+            raise DoraError(f"{where}: 'options' must be a list of texts; got {_shown(options)}")
         options = tuple(dict.fromkeys(o.strip() for o in options))
         if output not in options or len(options) < 2:
             raise DoraError(
                 f"{where}: 'options' must be at least two, with the output {output!r} among them; "
-                f"got {list(options)!r}"
+                f"got {_shown(list(options))}"
             )
         return options
     listed = _ANSWER_FORMAT.search(row["instruction"])
@@ -152,7 +174,8 @@ def _options(row: dict[str, Any], output: str, where: str) -> tuple[str, ...]:
     return tuple(stem + word for word in dict.fromkeys(words))
 
 
-def _pair(row: dict[str, Any], asked: str, answered: str, where: str) -> Example:
+def _pair(row: Mapping[str, Any], where: str) -> Example:
+    asked, answered = _pairs(row, where) or PAIRS[0]
     if isinstance(row[asked], list) and isinstance(row[answered], list):
         before = [turn for turn, _ in _messages(row, asked, where)]
         after = [(turn, turn.role == "assistant") for turn, _ in _messages(row, answered, where)]
@@ -193,10 +216,10 @@ def _sharegpt(row: Mapping[str, Any], where: str) -> list[tuple[Turn, bool]]:
 def _objects(row: Mapping[str, Any], field: str, where: str) -> list[tuple[Mapping[str, Any], str]]:
     messages = row[field]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise DoraError(f"{where}: {field!r} must be a list of messages; got {messages!r}")
+        raise DoraError(f"{where}: {field!r} must be a list of messages; got {_shown(messages)}")
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
-            raise DoraError(f"{where}, message {number}: must be an object; got {message!r}")
+            raise DoraError(f"{where}, message {number}: must be an object; got {_shown(message)}")
     return [(message, f"{where}, message {number}") for number, message in enumerate(messages, 1)]
 
 
@@ -209,8 +232,20 @@ def _content(message: Mapping[str, Any], field: str, where: str) -> str:
             raise LeftOut(NO_TEXT)
         return "".join(part["text"] for part in content)
     if field not in message or not isinstance(content, str):
-        raise DoraError(f"{where}: {field!r} must be a text; got {content!r}")
+        raise DoraError(f"{where}: {field!r} must be a text; got {_shown(content)}")
     return content
+
+
+def _openai(row: Mapping[str, Any], where: str) -> Example:
+    return _chat(row, _messages(row, "messages", where), where)
+
+
+def _conversation(row: Mapping[str, Any], where: str) -> Example:
+    return _chat(row, _sharegpt(row, where), where)
+
+
+def _plain(row: Mapping[str, Any], where: str) -> Example:
+    return Example("", _text(row, "text", where), task=_task(row, where), is_text=True)
 
 
 def _chat(row: Mapping[str, Any], said: Sequence[tuple[Turn, bool]], where: str) -> Example:
@@ -225,3 +260,18 @@ def _chat(row: Mapping[str, Any], said: Sequence[tuple[Turn, bool]], where: str)
     if len(turns) == 1 and turns[0].role == "user":
         return Example(prompt, answer, (), task)
     return Example(prompt, answer, (), task, turns)
+
+
+# In this order: a row of messages may have a prompt beside them.
+_BY_ONE_FIELD: dict[str, Format] = {
+    "messages": "chat messages",
+    "conversations": "ShareGPT",
+    "instruction": "Alpaca",
+}
+_READERS: dict[Format, Callable[[Mapping[str, Any], str], Example]] = {
+    "Alpaca": _alpaca,
+    "chat messages": _openai,
+    "ShareGPT": _conversation,
+    "prompt/completion": _pair,
+    "plain text": _plain,
+}

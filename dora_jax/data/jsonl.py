@@ -5,62 +5,34 @@ import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from dora_jax.data.examples import Example
-from dora_jax.data.formats import SAMPLE, read_row
+from dora_jax.data.formats import SAMPLE
 from dora_jax.errors import DoraError
 
 
-def read_jsonl(path: Path) -> list[Example]:
-    """Return a file's examples; every row must hold one.
-
-    A row has `instruction` and `output`, and may have `input` (more of the question), `task`, and
-    `options`: a list of possible outputs, `output` among them, to choose from by likelihood. Rows
-    of the paper's commonsense data need no `options`: theirs follow from `answer` and from the
-    "Answer format: a/b" at the end of the instruction. `formats` lists what else a row may be.
+def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield (where, row) for each row of JSON lines, or of one JSON array; blank lines are skipped.
 
     Args:
-        path: `.jsonl`, or `.gz` of one, in UTF-8. Blank lines are skipped.
-
-    Raises:
-        DoraError: naming the file, line and field; also when there is no row at all.
-    """
-    examples = [read_row(row, where) for where, row in json_rows(path)]
-    if not examples:
-        raise DoraError(f"{path}: holds no rows; give one JSON object a line, such as {SAMPLE}")
-    return examples
-
-
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where, row) for each row of JSON lines, or of one JSON array.
+        path: `.jsonl` or `.json`, or `.gz` of one, in UTF-8.
 
     Raises:
         DoraError: naming the file and line, for what cannot be read or is not JSON.
     """
-    try:
-        with _open(path) as file:
-            lines = _lines(file, path)
-            for number, line in lines:
-                if not line.strip():
-                    continue
-                where = f"{path}, line {number}"
-                if line.lstrip().startswith("[") and ".jsonl" not in path.suffixes:
-                    yield from _array(line + "".join(more for _, more in lines), path)
-                    return
-                yield where, _parse(line, where)
-    except (OSError, EOFError, zlib.error) as error:
-        what = getattr(error, "strerror", None) or error
-        raise DoraError(f"{path}: cannot be read ({what}); check the path and the file") from error
+    lines = _lines(path)
+    for number, line in lines:
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("[") and ".jsonl" not in path.suffixes:
+            rows = _parse("\n" * (number - 1) + line + "".join(more for _, more in lines), path)
+            yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
+            return
+        where = f"{path}, line {number}"
+        yield where, _parse(line, where)
 
 
-def _array(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    rows = _parse(text, str(path))
-    for number, row in enumerate(rows, 1):
-        yield f"{path}, row {number}", row
-
-
-def _parse(text: str, where: str) -> Any:
+def _parse(text: str, where: object) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -73,20 +45,23 @@ def _parse(text: str, where: str) -> Any:
         raise DoraError(f"{where}: is nested too deeply; a row looks like {SAMPLE}") from None
 
 
-def _open(path: Path) -> TextIO:
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return open(path, encoding="utf-8-sig")
-
-
-def _lines(file: TextIO, path: Path) -> Iterator[tuple[int, str]]:
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (number, text) of each line. As bytes first: that tells which line is not UTF-8."""
     number = 0
-    while True:
-        number += 1
-        try:
-            line = file.readline()
-        except UnicodeDecodeError as error:
-            raise DoraError(f"{path}, near line {number}: is not UTF-8 ({error})") from error
-        if not line:
-            return
-        yield number, line
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8" if number > 1 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DoraError(
+            f"{path}, line {number}, byte {error.start + 1}: is not UTF-8 ({error.reason}); save "
+            "the file as UTF-8"
+        ) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DoraError(
+            f"{path}, after line {number}: cannot be unpacked ({error}); it is damaged or cut "
+            "short: fetch or write it again"
+        ) from error
+    except OSError as error:
+        what = error.strerror or error
+        raise DoraError(f"{path}: cannot be read ({what}); check the path and the file") from error

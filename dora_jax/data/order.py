@@ -6,8 +6,6 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from dora_jax.errors import DoraError
-
 T = TypeVar("T")
 
 
@@ -59,23 +57,14 @@ class MixedOrder:
     small source with a large weight is repeated more often.
 
     Args:
-        sources: which source each row is of, 0 to S - 1.
+        sources: which source each row is of, 0 to S - 1; each has one.
         weights: of the S sources, positive; their sum does not matter.
         seed: of all permutations.
-
-    Raises:
-        DoraError: when a source has no row.
     """
 
     def __init__(self, sources: Sequence[int], weights: Sequence[float], seed: int):
         of_row = np.asarray(sources)
         self._rows = [np.flatnonzero(of_row == n) for n in range(len(weights))]
-        for number, rows in enumerate(self._rows):
-            if len(rows) == 0:
-                raise DoraError(
-                    f"part {number + 1} of data.mix has no row left to train on: give more rows, "
-                    "or leave it out"
-                )
         self.count, self._seed = len(of_row), seed
         self.shares = shares(weights, self.count)
 

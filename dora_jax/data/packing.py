@@ -6,16 +6,16 @@ commonsense questions, see benchmarks/loader.py) and would put the same lengths 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from dora_jax.data.batches import LENGTH_MULTIPLE, Order, Share, as_batch
+from dora_jax.data.batches import LENGTH_MULTIPLE, StepBatches, as_batch
 from dora_jax.data.encode import EncodedRow
-from dora_jax.data.examples import TrainOn
-from dora_jax.data.order import Recent, ShuffledOrder
+from dora_jax.data.order import Recent
 from dora_jax.data.padding import round_up
-from dora_jax.data.train_rows import TrainRow, label_counts, token_counts, train_rows
+from dora_jax.data.train_rows import TrainRow
 from dora_jax.models.attention import PADDING
 from dora_jax.training.step import Batch
 
@@ -74,49 +74,35 @@ def label_room(tokens: np.ndarray, labels: np.ndarray, length: int) -> int:
     return min(length, round_up(max(usual, int(labels.max())), LENGTH_MULTIPLE))
 
 
-class PackedBatches:
+class PackedBatches(StepBatches):
     """Batches of one fixed shape whose rows hold as many sequences as fit.
+
+    Epochs run into each other: no row is dropped.
 
     Args:
         rows: to train on; at least one, none longer than `length`.
         length: tokens of a packed row.
-        batch_size: packed rows a batch. Epochs run into each other: nothing is dropped.
-        seed: of the order.
-        eos_id: fills what is left.
-        train_on: see `train_row`.
-        order: of the sequences; by default another permutation each epoch.
-        share: which of a batch's rows to make.
+        how: the other arguments of `StepBatches`; the batch's rows are packed ones.
+        more: likewise, by name.
     """
 
-    def __init__(
-        self,
-        rows: Sequence[EncodedRow],
-        length: int,
-        batch_size: int,
-        seed: int,
-        eos_id: int,
-        train_on: TrainOn = "answers",
-        order: Order | None = None,
-        share: Share = Share(),  # noqa: B008 - immutable
-    ):
-        self._rows = train_rows(rows, eos_id, train_on)
-        self._batch_size, self._eos_id, self._share = batch_size, eos_id, share.rows(batch_size)
-        self._order = order or ShuffledOrder(len(rows), seed)
-        tokens, labels = token_counts(self._rows), label_counts(self._rows)
+    def __init__(self, rows: Sequence[EncodedRow], length: int, *how: Any, **more: Any):
+        super().__init__(rows, *how, **more)
         # No longer than all of them together: a small set needs no wide rows.
-        self.length = min(length, round_up(int(tokens.sum()), LENGTH_MULTIPLE))
-        self.labels = label_room(tokens, labels, self.length)
-        self._sizes = np.stack([tokens, labels], axis=1)
+        self.length = min(length, round_up(int(self._tokens.sum()), LENGTH_MULTIPLE))
+        self.labels = label_room(self._tokens, self._labels, self.length)
+        self._sizes = np.stack([self._tokens, self._labels], axis=1)
         self._epoch = Recent(self.plan)
         # The first packed row of each epoch, counted through all epochs.
         self._starts: tuple[int, ...] = (0,)
-        self.slots = float(batch_size * self.length)
 
     @property
-    def efficiency(self) -> float:
-        """Share of the slots of the first epoch that hold a token."""
-        used = self._sizes[self._order.epoch(0), 0].sum()
-        return float(used / (len(self._epoch(0)) * self.length))
+    def slots(self) -> float:
+        return float(self._batch_size * self.length)
+
+    @property
+    def places_an_epoch(self) -> int:
+        return len(self._epoch(0))
 
     def plan(self, epoch: int) -> list[list[int]]:
         """Return which rows each packed row of an epoch holds; from lengths alone, so cheap."""
@@ -134,10 +120,11 @@ class PackedBatches:
         epoch = int(np.searchsorted(starts, number, side="right")) - 1
         return self._epoch(epoch)[number - starts[epoch]]
 
+    def held(self, step: int, places: Sequence[int]) -> list[list[int]]:
+        return [self._packed_row(step * self._batch_size + place) for place in places]
+
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0."""
-        numbers = (step * self._batch_size + i for i in self._share)
-        packed = [[self._rows[i] for i in self._packed_row(number)] for number in numbers]
+        packed = [[self._rows[i] for i in held] for held in self.held(step, self._share)]
         return packed_batch(packed, self.length, self.labels, self._eos_id)
 
 

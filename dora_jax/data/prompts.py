@@ -88,6 +88,18 @@ class PromptTemplate:
         return self.prefix(example.prompt, tokenizer) + self.before_answer + example.answer
 
 
+def _plain(prompt: str, tokenizer: Tokenizer) -> str:
+    return f"Question: {prompt}\nAnswer:"
+
+
+def _alpaca(prompt: str, tokenizer: Tokenizer) -> str:
+    return _ALPACA.format(prompt=prompt)
+
+
+def _none(prompt: str, tokenizer: Tokenizer) -> str:
+    return prompt
+
+
 def _chat(prompt: str, tokenizer: Tokenizer) -> str:
     return tokenizer.apply_chat_template([{"role": "user", "content": prompt}], True)
 
@@ -117,10 +129,10 @@ def _encode_chat(
 TEMPLATES = {
     template.name: template
     for template in (
-        PromptTemplate("plain", lambda prompt, _: f"Question: {prompt}\nAnswer:", " "),
+        PromptTemplate("plain", _plain, " "),
         PromptTemplate("chat", _chat, is_chat=True),
-        PromptTemplate("alpaca", lambda prompt, _: _ALPACA.format(prompt=prompt)),
-        PromptTemplate("none", lambda prompt, _: prompt, is_verbatim=True),
+        PromptTemplate("alpaca", _alpaca),
+        PromptTemplate("none", _none, is_verbatim=True),
     )
 }
 

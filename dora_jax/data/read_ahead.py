@@ -4,7 +4,6 @@ A batch is a pure function of its step, so what is made is the same for any numb
 the only state is the number of the step that comes next.
 """
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,33 +22,21 @@ class ReadAhead:
         batches: where the batches come from.
         ahead: batches kept ready; 0 makes each when it is asked for, without grain.
         workers: processes that make them; 0 is threads of this process.
-
-    Attributes:
-        wait_s: seconds that the last new batch was waited for.
-        total_wait_s: seconds of all of them.
     """
 
     def __init__(self, batches: StepBatches, ahead: int = 2, workers: int = 0):
         self.batches, self._ahead, self._workers = batches, ahead, workers
         self._next = 0
         self._made: Iterator[Batch] | None = None
-        self._last: tuple[int, Batch] | None = None
-        self.wait_s = self.total_wait_s = 0.0
 
     def __getattr__(self, name: str) -> Any:
-        """What else the batches tell: their length, slots and efficiency."""
+        """What else the batches tell: the names of their rows, their slots and efficiency."""
         if name.startswith("__") or name == "batches":
             raise AttributeError(name)
         return getattr(self.batches, name)
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0.
-
-        Asked for the same step again it is given again; another one than the next starts anew.
-        """
-        if self._last is not None and self._last[0] == step:
-            return self._last[1]
-        started = time.perf_counter()
+        """Return the batch of a step, counted from 0; another one than the next starts anew."""
         if self._ahead == 0:
             found = self.batches.batch(step)
         else:
@@ -57,10 +44,15 @@ class ReadAhead:
                 self.close()
                 self._made = self._start(step)
             found = next(self._made)
-        self._last, self._next = (step, found), step + 1
-        self.wait_s = time.perf_counter() - started
-        self.total_wait_s += self.wait_s
+        self._next = step + 1
         return found
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        """Return the next step's batch; there is always one."""
+        return self.batch(self._next)
 
     def _start(self, step: int) -> Iterator[Batch]:
         try:
@@ -87,13 +79,13 @@ class ReadAhead:
         return iter(made)
 
     def get_state(self) -> dict[str, int]:
-        """Return what a checkpoint holds of the data: the step that comes next."""
+        """Return what a checkpoint has to hold of the data: the step that comes next."""
         return {"step": self._next}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Go on with the step of a state, in whatever number of workers and processes."""
         self.close()
-        self._next, self._last = int(state["step"]), None
+        self._next = int(state["step"])
 
     def close(self) -> None:
         """Stop making batches."""

@@ -11,6 +11,7 @@
 | `hub:OWNER/NAME`, `...:SPLIT`, `...:SUBSET:SPLIT` | a dataset of the Hugging Face hub     |
 """
 
+import dataclasses
 import glob
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.data.examples import Example
-from dora_jax.data.formats import SAMPLE, LeftOut, read_row
+from dora_jax.data.formats import SAMPLE, Format, LeftOut, read_row, row_format
 from dora_jax.data.jsonl import json_rows
 from dora_jax.errors import DoraError
 
@@ -38,16 +39,25 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
         The examples in the source's order, and how many sound rows were left out, by reason.
 
     Raises:
-        DoraError: naming file, line and field, for what cannot be read, a row of no known format,
-            or no row at all.
+        DoraError: naming file, line and field, for what cannot be read, a row of no known format or
+            of another one than the file's first, or no row at all.
     """
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
-    for where, row in source_rows(source):
-        try:
-            examples.append(read_row(row, where))
-        except LeftOut as reason:
-            left_out[str(reason)] += 1
+    for rows in _tables(source):
+        first: tuple[Format, str] | None = None
+        for where, row in rows:
+            found = row_format(row, where)
+            first = first or (found, where)
+            if found != first[0]:
+                raise DoraError(
+                    f"{where}: is {found}, and {first[1]} is {first[0]}: a file holds one format; "
+                    "give several files as a folder, or as data.mix"
+                )
+            try:
+                examples.append(dataclasses.replace(read_row(row, where), where=where))
+            except LeftOut as reason:
+                left_out[str(reason)] += 1
     if not examples:
         reasons = "".join(f"; {n} rows {why}" for why, n in left_out.items())
         raise DoraError(
@@ -56,23 +66,19 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
     return examples, dict(left_out)
 
 
-def source_rows(source: str | Path) -> Iterator[tuple[str, Any]]:
-    """Yield (where, row) for each row of a source, as it stands there.
-
-    Raises:
-        DoraError: see `read_source`.
-    """
+def _tables(source: str | Path) -> Iterator[Iterator[tuple[str, Any]]]:
+    """Yield the (where, row) of each file of a source."""
     name = str(source)
     if name.startswith(HUB):
-        yield from _hub(name.removeprefix(HUB))
+        yield _hub(name.removeprefix(HUB))
         return
     for path in source_files(source):
         if path.is_dir():
-            yield from _datasets_folder(path)
+            yield _datasets_folder(path)
         elif path.suffix == ".parquet":
-            yield from _parquet(path)
+            yield _parquet(path)
         else:
-            yield from json_rows(path)
+            yield json_rows(path)
 
 
 def source_files(source: str | Path) -> list[Path]:

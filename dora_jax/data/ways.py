@@ -8,6 +8,7 @@ from dora_jax.data.buckets import BucketedBatches
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.order import MixedOrder, ShuffledOrder
 from dora_jax.data.packing import PackedBatches
+from dora_jax.errors import DoraError
 
 if TYPE_CHECKING:
     from dora_jax.training.config import DataConfig
@@ -36,8 +37,14 @@ def make_batches(
     """
     order: Order
     if len(config.mix) > 1:
-        weights = [weight for _, weight in config.mix]
-        order = MixedOrder([row.source for row in rows], weights, seed)
+        sources = [row.source for row in rows]
+        for number, (name, _) in enumerate(config.mix):
+            if number not in sources:
+                raise DoraError(
+                    f"data.mix: no row of {name} is left to train on: give more rows, or leave it "
+                    "out"
+                )
+        order = MixedOrder(sources, [weight for _, weight in config.mix], seed)
     else:
         order = ShuffledOrder(len(rows), seed)
     how = (batch_size, seed, eos_id, config.train_on, order, share)

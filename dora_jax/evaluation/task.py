@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dora_jax.analysis.results import DataInfo, EvalRow
-from dora_jax.data.batches import Share, StepBatches, padded_length
+from dora_jax.data.batches import Share, StepBatches
 from dora_jax.data.encode import EncodedRow, digest_rows, encode_all
 from dora_jax.data.examples import Example, Split, TooLong
 from dora_jax.data.order import shares
@@ -121,11 +121,15 @@ class Task:
         return [*lines, self._efficiency_line()]
 
     def _efficiency_line(self) -> str:
-        lengths = [len(row.prompt) + len(row.answer) for row in self.rows["train"]]
-        padded = np.mean(lengths) / padded_length(self.rows["train"])
-        what = f"packing {self.data.packing}: {self._one_row_batches.efficiency:.1%} of the slots"
-        against = "" if self.data.packing == "none" else f"; padded to the longest, {padded:.1%}"
-        return f"{what} hold a token{against}"
+        made = self._one_row_batches
+        line = (
+            f"packing {self.data.packing}: an epoch fills {made.places_an_epoch:,} rows of "
+            f"batches; {made.efficiency:.1%} of their slots hold a token"
+        )
+        if self.data.packing == "none":
+            return line
+        padded = self._make_batches(1, 0, data=dataclasses.replace(self.data, packing="none"))
+        return f"{line}, and {padded.efficiency:.1%} if padded to the longest"
 
     def batches(
         self,
@@ -148,9 +152,10 @@ class Task:
         batch_size: int,
         seed: int,
         share: Share = Share(),  # noqa: B008 - immutable
+        data: DataConfig | None = None,
     ) -> StepBatches:
         rows, eos_id = self.rows["train"], self.tokenizer.eos_id
-        return make_batches(rows, self.data, batch_size, seed, eos_id, share)
+        return make_batches(rows, data or self.data, batch_size, seed, eos_id, share)
 
     @functools.cached_property
     def _one_row_batches(self) -> StepBatches:
@@ -240,7 +245,8 @@ def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) ->
         if not encoded.rows and (split != "validation" or config.validation_rows):
             why = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "there are none"
             raise DoraError(
-                f"no rows are left for {split} ({why}): give more rows, or raise --data.max-length"
+                f"{examples.name}: no rows are left for {split} ({why}): give more rows, raise "
+                "--data.max-length, or let --data.too-long cut them"
             )
         rows[split] = tuple(encoded.rows)
         if reasons:
@@ -302,6 +308,7 @@ def _files(config: DataConfig) -> Examples:
     }
     left_out["in the evaluation file too"] += evaluated
     left_out["with a prompt seen before"] += len(given) - len(own) - evaluated
+    left_out["beyond data.train_rows"] += len(own) - len(chosen)
     reasons = {reason: count for reason, count in left_out.items() if count}
     names = " + ".join(Path(name).name for name, _ in sources)
     skipped = {"train": reasons} | ({"evaluation": eval_left_out} if eval_left_out else {})

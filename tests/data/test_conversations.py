@@ -171,7 +171,7 @@ def test_rows_that_are_too_long():
     # As many tokens are fed as of a row that just fits; the end is not learned.
     assert len(made.tokens) == 7
     assert tokenizer.decode(made.targets) == "wx"
-    with pytest.raises(DoraError, match=r"row 1 is 11 tokens long, more .* begins 'abcdef'"):
+    with pytest.raises(DoraError, match=r"row 1: is 11 tokens long, more .* begins 'abcdef'"):
         cut(example, "error", 8, tokenizer)
 
 

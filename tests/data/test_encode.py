@@ -1,6 +1,6 @@
 import pytest
 
-from dora_jax.data.encode import digest_rows, encode_examples
+from dora_jax.data.encode import digest_rows, encode_all
 from dora_jax.data.examples import Example
 from dora_jax.data.prompts import TEMPLATES, get_template
 from dora_jax.data.tokenizer import Tokenizer
@@ -52,8 +52,9 @@ def test_an_unknown_template_names_the_nearest():
 
 def test_rows():
     tiny, template = tokenizer(), get_template("plain")
-    (row,), too_long = encode_examples([HELLO], template, tiny, 100)
-    assert too_long == 0
+    found = encode_all([HELLO], template, tiny, 100)
+    (row,) = found.rows
+    assert (found.left_out, found.cut) == ({}, {})
     assert tiny.decode(row.prompt) == "Question: hello?\nAnswer:"
     assert [tiny.decode(o) for o in row.options] == [" wor", " hello hello"]
     assert (row.correct, row.answer, row.text) == (0, row.options[0], "wor")
@@ -62,14 +63,15 @@ def test_rows():
 
 def test_what_does_not_fit_is_left_out_and_counted():
     tiny, template = tokenizer(), get_template("plain")
-    (row,), _ = encode_examples([HELLO], template, tiny, 100)
+    (row,) = encode_all([HELLO], template, tiny, 100).rows
     # The longest option and the end token count.
     fits = len(row.prompt) + len(row.options[1]) + 1
-    assert encode_examples([HELLO], template, tiny, fits) == ([row], 0)
+    assert encode_all([HELLO], template, tiny, fits).rows == [row]
     longer = Example("hello? " * 5, "wor")
-    rows, too_long = encode_examples([HELLO, longer, HELLO], template, tiny, fits)
-    assert (rows, too_long) == ([row, row], 1)
-    assert encode_examples([HELLO], template, tiny, fits - 1) == ([], 1)
+    found = encode_all([HELLO, longer, HELLO], template, tiny, fits)
+    reason = f"longer than data.max_length ({fits} tokens)"
+    assert (found.rows, found.left_out) == ([row, row], {reason: 1})
+    assert encode_all([HELLO], template, tiny, fits - 1).rows == []
 
 
 def test_an_answer_that_is_no_option_is_refused():
@@ -79,6 +81,6 @@ def test_an_answer_that_is_no_option_is_refused():
 
 def test_the_digest_depends_on_rows_and_order():
     tiny, template = tokenizer(), get_template("plain")
-    rows, _ = encode_examples([HELLO, Example("a", "b")], template, tiny, 100)
+    rows = encode_all([HELLO, Example("a", "b")], template, tiny, 100).rows
     assert digest_rows(rows) == digest_rows(list(rows))
     assert len({digest_rows(rows), digest_rows(rows[::-1]), digest_rows(rows[:1])}) == 3

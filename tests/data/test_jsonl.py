@@ -4,10 +4,14 @@ import json
 import pytest
 
 from dora_jax.data.examples import Example
-from dora_jax.data.jsonl import read_jsonl
+from dora_jax.data.sources import read_source
 from dora_jax.errors import DoraError
 
 GOOD = {"instruction": "Say hello.", "output": "hello"}
+
+
+def read_jsonl(path):
+    return read_source(path)[0]
 
 
 def write(path, *rows):
@@ -36,7 +40,9 @@ def test_gzip(tmp_path):
     path.write_bytes(gzip.compress(json.dumps(GOOD).encode()))
     assert read_jsonl(path) == [Example("Say hello.", "hello")]
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(DoraError, match=r"a\.jsonl\.gz: cannot be read"):
+    with pytest.raises(
+        DoraError, match=r"a\.jsonl\.gz, after line 0: cannot be unpacked .* or cut sh"
+    ):
         read_jsonl(path)
 
 
@@ -97,6 +103,8 @@ def test_bad_files(tmp_path):
         read_jsonl(tmp_path / "none.jsonl")
     with pytest.raises(DoraError, match=r"a\.jsonl: holds no rows"):
         read_jsonl(write(tmp_path / "a.jsonl", "", " "))
-    (tmp_path / "b.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\n\xff\xfe\n")
-    with pytest.raises(DoraError, match=r"b\.jsonl, near line \d: is not UTF-8"):
+    (tmp_path / "b.jsonl").write_bytes(json.dumps(GOOD).encode() + b"\nab\xff\xfe\n")
+    with pytest.raises(
+        DoraError, match=r"b\.jsonl, line 2, byte 3: is not UTF-8 .*save the file as"
+    ):
         read_jsonl(tmp_path / "b.jsonl")

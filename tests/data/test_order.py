@@ -1,12 +1,10 @@
 from collections import Counter
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from dora_jax.data.order import MixedOrder, ShuffledOrder, shares
-from dora_jax.errors import DoraError
 
 
 def test_the_order_is_that_of_before():
@@ -49,8 +47,3 @@ def test_another_seed_or_epoch_is_another_order():
     order = MixedOrder(sources, [3, 1], 0)
     assert (order.epoch(0) != order.epoch(1)).any()
     assert (order.epoch(0) != MixedOrder(sources, [3, 1], 1).epoch(0)).any()
-
-
-def test_a_source_without_rows_is_named():
-    with pytest.raises(DoraError, match=r"part 2 of data\.mix has no row left"):
-        MixedOrder([0, 0, 2], [1, 1, 1], 0)

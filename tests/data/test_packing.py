@@ -1,5 +1,6 @@
 import functools
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from dora_jax.data.buckets import BucketedBatches, bucket_lengths
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.packing import PackedBatches, first_fit
 from dora_jax.data.train_rows import train_row
+from dora_jax.errors import DoraError
 from dora_jax.partition import partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.step import labelled_loss
@@ -138,17 +140,33 @@ def test_bucket_lengths_waste_the_least(counts, buckets):
     assert slots(found) == best
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("way", WAYS)
-def test_shares_of_processes_are_the_batch_of_one(way):
+def test_shares_of_processes_are_the_batch_of_one(way, processes):
     rows = some_rows(23)
-    whole = WAYS[way](rows, 6, 1, EOS)
-    parts = [WAYS[way](rows, 6, 1, EOS, share=Share(n, 3)) for n in range(3)]
+    whole = WAYS[way](rows, 12, 1, EOS)
+    parts = [WAYS[way](rows, 12, 1, EOS, share=Share(n, processes)) for n in range(processes)]
     for step in (0, 3, 11, 2):
         batch = whole.batch(step)
         joined = jax.tree.map(lambda *x: np.concatenate(x), *(p.batch(step) for p in parts))
         assert all(np.array_equal(a, b) for a, b in zip(batch, joined, strict=True))
-    with pytest.raises(Exception, match="must be a multiple of the number of processes"):
+        assert all(part.row_ids(step) == whole.row_ids(step) for part in parts)
+    with pytest.raises(DoraError, match=r"\(7\) must be a multiple of the number of processes"):
         WAYS[way](rows, 7, 1, EOS, share=Share(0, 3))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_batch_tells_where_its_rows_come_from(way):
+    rows = [replace(row, where=f"a.jsonl, line {2 * n}") for n, row in enumerate(some_rows(17))]
+    batches = WAYS[way](rows, 4, 1, EOS)
+    held = {row.where: next(iter(expected([row]))) for row in rows}
+    for step in (0, 3, 4, 9):
+        found = sequences(batches.batch(step))
+        assert [held[name] for name in batches.row_ids(step)] == found
+    # Rows of no file are told by their number.
+    unknown = WAYS[way](some_rows(17), 4, 1, EOS)
+    numbers = [rows.index(row) + 1 for row in rows if row.where in batches.row_ids(3)]
+    assert sorted(unknown.row_ids(3)) == sorted(f"row {n} to train on" for n in numbers)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -179,11 +197,32 @@ def test_efficiency_counts_tokens_and_slots(way):
     assert batches.slots == pytest.approx(np.mean(slots))
 
 
-def loss_and_gradient(batch):
+@functools.cache
+def tuned_model():
+    """Return a compiled (batch) -> (loss, gradient) of DoRA."""
     rules = AdapterRules.preset("paper", AdapterSpec(rank=2))
     model, params = adapted_params(rules)
     trainable, frozen = partition(params, trainable_mask(params, rules))
-    return jax.jit(jax.value_and_grad(lambda t: labelled_loss(model, t, frozen, batch)))(trainable)
+    # Away from the start, where the gradient of one factor is zero.
+    leaves, structure = jax.tree.flatten(trainable)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    moved = [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    trainable = jax.tree.unflatten(structure, moved)
+    loss = jax.jit(jax.value_and_grad(lambda t, batch: labelled_loss(model, t, frozen, batch)))
+    return functools.partial(loss, trainable)
+
+
+def loss_and_gradient(batch):
+    return tuned_model()(batch)
+
+
+def assert_equal(found, expected):
+    """Compare losses and gradients in float32: sums of the same terms in another order."""
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    pairs = zip(jax.tree.leaves(found[1]), jax.tree.leaves(expected[1]), strict=True)
+    for a, b in pairs:
+        assert float(np.abs(b).max()) > 0
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
 
 
 def test_the_loss_and_gradient_of_packed_rows_are_those_of_rows_alone():
@@ -193,15 +232,19 @@ def test_the_loss_and_gradient_of_packed_rows_are_those_of_rows_alone():
     assert bins < 7  # several rows do share one
     together = PackedBatches(rows, 48, bins, 0, EOS).batch(0)
     alone = ShuffledBatches(rows, 9, 0, EOS).batch(0)
-    loss, gradient = loss_and_gradient(together)
     expected_loss, expected_gradient = loss_and_gradient(alone)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-    found = jax.tree.leaves(gradient)
-    for a, b in zip(found, jax.tree.leaves(expected_gradient), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max()))
+    assert_equal(loss_and_gradient(together), (expected_loss, expected_gradient))
     # Without the segments the rows would see each other: the test can tell.
     leaky = together._replace(segments=np.minimum(together.segments, 1))
     assert abs(float(loss_and_gradient(leaky)[0]) - float(expected_loss)) > 1e-3
+
+
+def test_the_loss_and_gradient_of_buckets_are_those_of_rows_alone():
+    rows = some_rows(9)
+    batches = BucketedBatches(rows, 2, 2, 0, EOS)
+    made = [loss_and_gradient(batches.batch(step)) for step in range(5)]
+    total = jax.tree.map(lambda *parts: sum(parts), *made)
+    assert_equal(total, loss_and_gradient(ShuffledBatches(rows, 9, 0, EOS).batch(0)))
 
 
 def test_labels_of_conversations_of_all_and_of_cut_answers():

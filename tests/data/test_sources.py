@@ -30,6 +30,9 @@ def test_json_in_every_dress(tmp_path):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(text.encode()))
         assert read_source(tmp_path / name) == (EXAMPLES, {})
         assert read_source(str(tmp_path / f"{name}.gz")) == (EXAMPLES, {})
+        unit = "line" if "lines" in name else "row"
+        places = [example.where for example in read_source(tmp_path / name)[0]]
+        assert places == [f"{tmp_path / name}, {unit} {n}" for n in range(1, 6)]
 
 
 def test_folders_and_patterns_are_read_by_name(tmp_path):
@@ -62,6 +65,11 @@ def test_parquet(tmp_path):
     chats = pyarrow.Table.from_pylist(rows[-1:])
     parquet.write_table(chats, tmp_path / "b.parquet")
     assert read_source(tmp_path / "b.parquet")[0] == [Example("hi", "hello")]
+    # A table has every field in every row.
+    nulls = {"messages": None, "instruction": None, "text": None, "input": None, "options": None}
+    asked = [nulls | row for row in ROWS]
+    parquet.write_table(pyarrow.Table.from_pylist(asked), tmp_path / "b.parquet")
+    assert read_source(tmp_path / "b.parquet")[0] == EXAMPLES
     parquet.write_table(pyarrow.Table.from_pylist([{"x": 1}]), path)
     with pytest.raises(DoraError, match=r"a\.parquet, row 1: is of no known format"):
         read_source(path)
@@ -129,8 +137,10 @@ def test_missing_extras_say_how_to_get_them(monkeypatch, tmp_path):
 def test_rows_left_out_are_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     unanswered = {"messages": [{"role": "user", "content": "hello?"}]}
-    path.write_text(jsonl([unanswered, *ROWS, unanswered]))
-    assert read_source(path) == (EXAMPLES, {"without an answer to train on": 2})
+    answered = {"messages": [*unanswered["messages"], {"role": "assistant", "content": "hello"}]}
+    path.write_text(jsonl([unanswered, answered, unanswered]))
+    expected = [Example("hello?", "hello")]
+    assert read_source(path) == (expected, {"without an answer to train on": 2})
     path.write_text(jsonl([unanswered]))
     with pytest.raises(DoraError, match=r"holds no rows; 1 rows without an answer to train on"):
         read_source(path)

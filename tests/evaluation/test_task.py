@@ -63,6 +63,7 @@ def test_rows_are_taken_at_random_up_to_the_limits(data):
     config = data(validation_rows=3, train_rows=5, eval_rows=2)
     task = load_task(config, tokenizer())
     assert [len(task.rows[s]) for s in ("train", "validation", "evaluation")] == [5, 3, 2]
+    assert task.info.skipped["train"]["beyond data.train_rows"] == 19 - 8
     assert load_task(config, tokenizer()).digest() == task.digest()
     other = load_task(data(validation_rows=3, train_rows=5, eval_rows=2, seed=1), tokenizer())
     assert other.digest() != task.digest()
@@ -198,7 +199,8 @@ def test_a_mixture_is_drawn_by_its_weights(tmp_path, data):
     # Ten rows of the one and, of thirty asked for, the twenty that are not in the first as well.
     sources = [r.source for r in task.rows["train"]]
     assert (sources.count(0), sources.count(1)) == (10, 20)
-    assert task.info.skipped["train"] == {"with a prompt seen before": 10}
+    reasons = {"with a prompt seen before": 10, "beyond data.train_rows": 50}
+    assert task.info.skipped["train"] == reasons
     batches = task.batches(TrainConfig(batch_size=30), 0)
     of_second = {r.prompt for r in task.rows["train"] if r.source == 1}
     made = jax.tree.map(np.asarray, batches.batch(0))
@@ -218,7 +220,11 @@ def test_the_ways_of_packing_are_described_and_counted(data, packing):
     shape = batches.batch(0).tokens.shape
     assert task.train_tokens(config, 3) == pytest.approx(3 * batches.slots)
     assert task.info.efficiency == batches.efficiency
-    assert any(f"packing {packing}: {batches.efficiency:.1%} of" in s for s in task.describe())
+    described = task.describe()[-1]
+    assert described.startswith(f"packing {packing}: an epoch fills {batches.places_an_epoch:,} ")
+    assert f"{batches.efficiency:.1%} of their slots hold a token" in described
+    padded = load_task(data(max_length=128), tokenizer()).info.efficiency
+    assert (f"and {padded:.1%} if padded to the longest" in described) == (packing != "none")
     assert shape[0] == 2
     if packing == "pack":
         assert shape[1] == 128
