@@ -34,7 +34,6 @@ from dora_jax.partition import (
 )
 from dora_jax.spec import AdapterRules, AdapterSpec, takes_from_kernel
 
-
 _BESIDE = (*ADAPTER_LEAVES, SCALE_LEAF)
 
 
@@ -85,9 +84,7 @@ def init_adapters(
     """
     flat_base = flax.traverse_util.flatten_dict(base_params, sep="/")
     flat_shapes = flax.traverse_util.flatten_dict(shapes, sep="/")
-    expected = {
-        p: s.shape for p, s in flat_shapes.items() if p.split("/")[-1] not in _BESIDE
-    }
+    expected = {p: s.shape for p, s in flat_shapes.items() if p.split("/")[-1] not in _BESIDE}
     problems = [f"missing {p} {shape}" for p, shape in expected.items() if p not in flat_base]
     problems += [f"unexpected {p} {v.shape}" for p, v in flat_base.items() if p not in expected]
     problems += [

@@ -88,7 +88,7 @@ def init_from_kernel(
     return (
         jnp.stack(residual).reshape(shape).astype(kernel.dtype),
         jnp.stack(a).reshape(*shape[:split], spec.rank).astype(spec.param_dtype),
-        jnp.stack(b).reshape(*shape[:stack_ndim], spec.rank, *shape[split:]).astype(
-            spec.param_dtype
-        ),
+        jnp.stack(b)
+        .reshape(*shape[:stack_ndim], spec.rank, *shape[split:])
+        .astype(spec.param_dtype),
     )

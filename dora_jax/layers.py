@@ -74,7 +74,7 @@ def _low_rank_params(
 
 
 def _scale(module: nn.Module, spec: AdapterSpec) -> float | jax.Array:
-    """Return s; where a stack's layers differ, that of this one, which the scan over them slices."""
+    """Return s: that of this layer, sliced by the scan over them, where a stack's differ."""
     if spec.per_layer is None:
         return spec.scale
     scale = module.param(SCALE_LEAF, nn.initializers.constant(spec.scale), (), jnp.float32)
