@@ -18,10 +18,13 @@ from dora_jax.decomposition import (
     column_sq_norm,
     init_low_rank,
     merge_kernel,
+    stack_scale,
 )
 from dora_jax.factored_norm import adapted_norm
+from dora_jax.kernel_init import init_from_kernel
 from dora_jax.partition import (
     ADAPTER_LEAVES,
+    SCALE_LEAF,
     Params,
     adapter_leaves,
     check_leaves,
@@ -29,7 +32,9 @@ from dora_jax.partition import (
     module_specs,
     weight_name,
 )
-from dora_jax.spec import AdapterRules, AdapterSpec
+from dora_jax.spec import AdapterRules, AdapterSpec, takes_from_kernel
+
+_BESIDE = (*ADAPTER_LEAVES, SCALE_LEAF)
 
 
 def _split(path: str) -> tuple[str, ...]:
@@ -79,9 +84,7 @@ def init_adapters(
     """
     flat_base = flax.traverse_util.flatten_dict(base_params, sep="/")
     flat_shapes = flax.traverse_util.flatten_dict(shapes, sep="/")
-    expected = {
-        p: s.shape for p, s in flat_shapes.items() if p.split("/")[-1] not in ADAPTER_LEAVES
-    }
+    expected = {p: s.shape for p, s in flat_shapes.items() if p.split("/")[-1] not in _BESIDE}
     problems = [f"missing {p} {shape}" for p, shape in expected.items() if p not in flat_base]
     problems += [f"unexpected {p} {v.shape}" for p, v in flat_base.items() if p not in expected]
     problems += [
@@ -101,20 +104,80 @@ def init_adapters(
         if spec.has_low_rank:
             # crc32, not hash(): the same on every process and every run.
             module_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            flat[f"{prefix}lora_a"], flat[f"{prefix}lora_b"] = init_low_rank(
-                module_key,
-                kernel.shape[stack:split],
-                kernel.shape[split:],
-                spec.rank,
-                spec.init,
-                spec.param_dtype,
-                kernel.shape[:stack],
+            flat[f"{prefix}lora_a"], flat[f"{prefix}lora_b"] = _fresh_factors(
+                module_key, kernel, spec, stack, split
             )
+        if spec.per_layer is not None:
+            flat |= _fit_layers(path, spec, flat)
         if spec.has_magnitude:
             flat[f"{prefix}magnitude"] = column_norm(
                 jnp.asarray(kernel), spec.norm_axis, in_ndim=in_ndim, stack_ndim=stack
             )
+    flat |= layer_scale_leaves(shapes, rules) | residual_kernels(base_params, shapes, rules)
     return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _fresh_factors(
+    key: jax.Array, kernel: Any, spec: AdapterSpec, stack: int, split: int
+) -> tuple[jax.Array, jax.Array]:
+    if takes_from_kernel(spec.init):
+        return init_from_kernel(jnp.asarray(kernel), spec, split - stack, stack)[1:]
+    shapes = kernel.shape[stack:split], kernel.shape[split:]
+    if spec.per_layer is None:
+        return init_low_rank(
+            key, *shapes, spec.rank, spec.init, spec.param_dtype, kernel.shape[:stack]
+        )
+    factors = []
+    for number, layer in enumerate(spec.per_layer):
+        rank = 0 if layer is None else layer[0]
+        pad = [(0, spec.rank - rank)]
+        layer_key = jax.random.fold_in(key, number)
+        a, b = init_low_rank(layer_key, *shapes, max(rank, 1), spec.init, spec.param_dtype)
+        a = jnp.pad(a[..., :rank], [(0, 0)] * (a.ndim - 1) + pad)
+        b = jnp.pad(b[:rank], pad + [(0, 0)] * (b.ndim - 1))
+        factors.append((a, b))
+    return jnp.stack([a for a, _ in factors]), jnp.stack([b for _, b in factors])
+
+
+def residual_kernels(base_params: Params, shapes: Params, rules: AdapterRules) -> dict[str, Any]:
+    """Return the kernels that remain where factors start from them (PiSSA, OLoRA), by path.
+
+    They depend on the plain model's weights and the rules alone, and replace the kernels wherever
+    an adapter of such an init is used.
+
+    Args:
+        base_params: parameters of the plain model.
+        shapes: parameters, or their shapes, of the model built with the rules.
+        rules: its rules.
+    """
+    flat = flax.traverse_util.flatten_dict(base_params, sep="/")
+    found = {}
+    for path, leaves, spec, kernel, adapter in _adapted_modules(shapes, rules):
+        if spec.has_low_rank and takes_from_kernel(spec.init):
+            stack, in_ndim = _layout(path, spec, kernel, adapter)
+            name = f"{path}/{weight_name(leaves)}" if path else weight_name(leaves)
+            found[name] = init_from_kernel(jnp.asarray(flat[name]), spec, in_ndim, stack)[0]
+    return found
+
+
+def layer_scale_leaves(params: Params, rules: AdapterRules) -> dict[str, jax.Array]:
+    """Return the `lora_scale` (layers,) of every module whose layers differ, by slash-joined path.
+
+    Raises:
+        ValueError: when a spec lists another number of layers than the module has.
+    """
+    found = {}
+    for path, leaves, spec, kernel, _ in _adapted_modules(params, rules):
+        if spec.layer_scales is None:
+            continue
+        layers = len(spec.layer_scales)
+        if kernel.shape[0] != layers:
+            raise ValueError(
+                f"module {path!r}: its spec lists {layers} layers, its {weight_name(leaves)} of "
+                f"shape {kernel.shape} stacks {kernel.shape[0]}"
+            )
+        found[f"{path}/{SCALE_LEAF}"] = jnp.asarray(spec.layer_scales, jnp.float32)
+    return found
 
 
 def kernel_sq_norms(params: Params, rules: AdapterRules) -> Params:
@@ -160,7 +223,7 @@ def column_norms(
                 kernel,
                 adapter["lora_a"],
                 adapter["lora_b"],
-                spec.scale,
+                stack_scale(spec),
                 spec.norm_axis,
                 flat[(*_split(path), "kernel_sq_norm")],
                 stack_ndim=_layout(path, spec, kernel, adapter).stack_ndim,
@@ -190,7 +253,7 @@ def merge_params(params: Params, rules: AdapterRules) -> Params:
     flat = {
         key: value
         for key, value in flax.traverse_util.flatten_dict(params).items()
-        if key[-1] not in ADAPTER_LEAVES
+        if key[-1] not in _BESIDE
     }
     for path, leaves, spec, kernel, adapter in _adapted_modules(params, rules):
         try:

@@ -31,7 +31,7 @@ from dora_jax.kernel_layout import (
     spread,
     sum_dtype,
 )
-from dora_jax.spec import AdapterSpec, Init, NormAxis
+from dora_jax.spec import AdapterSpec, Init, NormAxis, takes_from_kernel
 
 # c == 0 would lose z = y / c in the backward pass; 2^-100 loses nothing and is zero to any output.
 _SMALLEST_SCALE = 2.0**-100
@@ -164,6 +164,23 @@ def magnitude_scale(
     """
     live = kernel_sq_norm > 0
     return jnp.where(live, magnitude.astype(norm.dtype) / jnp.where(norm > 0, norm, 1), 1)
+
+
+def stack_scale(spec: AdapterSpec) -> float | Float[Array, " stack"]:
+    """Return s, or that of each layer of a stack: 0 for one without an adapter."""
+    return spec.scale if spec.layer_scales is None else jnp.asarray(spec.layer_scales)
+
+
+def only_adapted(c: Float[Array, "..."], scale: float | Array) -> Float[Array, "..."]:
+    """Return c, and 1 in layers without an adapter, whose scale s is 0: nothing trains there.
+
+    Args:
+        c: (*stack, ...), see `magnitude_scale`.
+        scale: s of all layers, or (stack,), or () within one layer.
+    """
+    if isinstance(scale, int | float):
+        return c
+    return jnp.where(scale.reshape(scale.shape + (1,) * (c.ndim - scale.ndim)) == 0, 1, c)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -300,13 +317,15 @@ def merge_kernel(
         a = as_matrix(adapter["lora_a"], stack, stack + in_ndim).astype(dtype)
         b = as_matrix(adapter["lora_b"], stack, stack + 1).astype(dtype)
         delta = jnp.einsum("sir,sro->sio", a, b, precision="highest")
-        merged = merged + spec.scale * delta.reshape(kernel.shape)
+        delta = (jnp.reshape(stack_scale(spec), (-1, 1, 1)) * delta).astype(dtype)
+        merged = merged + delta.reshape(kernel.shape)
     if spec.has_magnitude:
         axes = {"in_ndim": in_ndim, "stack_ndim": stack}
         kernel_sq_norm = column_sq_norm(kernel, spec.norm_axis, **axes)
         floor = jnp.finfo(dtype).eps * safe_sqrt(kernel_sq_norm)
         norm = jnp.maximum(column_norm(merged, spec.norm_axis, **axes), floor)
         c = magnitude_scale(adapter["magnitude"], norm, kernel_sq_norm)
+        c = only_adapted(c, stack_scale(spec))
         # Sums of n squares agree to about eps sqrt(n) between jit, eager and other devices: a
         # magnitude that close to the norm is the norm. (Its gradient stays.)
         accuracy = jnp.finfo(dtype).eps * (1 + math.sqrt(kernel.size // max(1, c.size)))
@@ -321,7 +340,7 @@ def init_low_rank(
     in_shape: tuple[int, ...],
     out_shape: tuple[int, ...],
     rank: int,
-    init: Init = "kaiming",
+    init: Init | str = "kaiming",
     dtype: jnp.dtype | str = "float32",
     stack_shape: tuple[int, ...] = (),
 ) -> tuple[Array, Array]:
@@ -331,10 +350,12 @@ def init_low_rank(
     the shapes alone, so LoRA and DoRA of one key start from the same A.
     """
     a_shape, b_shape = (*stack_shape, *in_shape, rank), (*stack_shape, rank, *out_shape)
-    if init == "normal_b":
-        b = jax.random.normal(key, b_shape, dtype) / math.sqrt(rank)
-        return jnp.zeros(a_shape, dtype), b
-    if init == "kaiming":
+    if init in ("normal_b", "embedding"):
+        b = jax.random.normal(key, b_shape, dtype)
+        return jnp.zeros(a_shape, dtype), b / math.sqrt(rank) if init == "normal_b" else b
+    if init == "orthogonal":
+        return _init_orthogonal(key, stack_shape, in_shape, out_shape, rank, dtype)
+    if init == "kaiming" or takes_from_kernel(init):
         bound = 1 / math.sqrt(math.prod(in_shape))
         a = jax.random.uniform(key, a_shape, dtype, -bound, bound)
     elif init == "gaussian":
@@ -342,3 +363,23 @@ def init_low_rank(
     else:
         a = jax.random.normal(key, a_shape, dtype) / math.sqrt(rank)
     return a, jnp.zeros(b_shape, dtype)
+
+
+def _init_orthogonal(
+    key: jax.Array,
+    stack_shape: tuple[int, ...],
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    rank: int,
+    dtype: jnp.dtype | str,
+) -> tuple[Array, Array]:
+    """Return factors of normal entries / 10 in two orthogonal halves of the rank, as PEFT's."""
+    half, wide = rank // 2, jnp.promote_types(dtype, jnp.float32)
+    keys = jax.random.split(key, 3)
+    q = jnp.linalg.qr(jax.random.normal(keys[0], (*stack_shape, rank, rank), wide))[0]
+    a = jax.random.normal(keys[1], (*stack_shape, math.prod(in_shape), half), wide)
+    b = jax.random.normal(keys[2], (*stack_shape, half, math.prod(out_shape)), wide)
+    a = jnp.matmul(a, q[..., 0::2, :], precision="highest") / 10
+    b = jnp.matmul(q[..., 1::2, :].swapaxes(-1, -2), b, precision="highest") / 10
+    a, b = a.reshape(*stack_shape, *in_shape, rank), b.reshape(*stack_shape, rank, *out_shape)
+    return a.astype(dtype), b.astype(dtype)

@@ -223,7 +223,7 @@ def adapted_norm(
     kernel: Float[Array, "..."],
     lora_a: Float[Array, "..."],
     lora_b: Float[Array, "..."],
-    scale: float,
+    scale: float | Array,
     norm_axis: NormAxis = "out",
     kernel_sq_norm: Float[Array, "..."] | None = None,
     *,
@@ -242,7 +242,7 @@ def adapted_norm(
         kernel: W (*stack, *in, *out).
         lora_a: A (*stack, *in, r).
         lora_b: B (*stack, r, *out).
-        scale: s.
+        scale: s, or (stack,) of them.
         norm_axis: see `column_norm`.
         kernel_sq_norm: ||W||^2 as `column_sq_norm` gives it, if already known (it never changes
             while W is frozen). No gradient flows through a given one.
@@ -268,7 +268,7 @@ def adapted_norm(
     b = as_matrix(lora_b, stack_ndim, stack_ndim + 1).astype(dtype)
     # V's columns are W's plus left @ right, whichever axis is summed.
     left, right = (a, b) if norm_axis == "out" else (b.swapaxes(1, 2), a.swapaxes(1, 2))
-    left = scale * left
+    left = (jnp.reshape(scale, (-1, 1, 1)) * left).astype(dtype)
     base = kernel_sq_norm.reshape(right.shape[0], right.shape[2]).astype(dtype)
     path = cheaper_path(left.shape[1], right.shape[2], left.shape[2], narrow=kernel.dtype != dtype)
     sq_norm = _sq_norm(_SumOver(path, layout, norm_axis, detach_kernel), kernel, left, right, base)

@@ -35,10 +35,12 @@ from dora_jax.decomposition import (
     column_sq_norm,
     init_low_rank,
     magnitude_scale,
+    only_adapted,
     scale_features,
 )
 from dora_jax.factored_norm import adapted_norm
 from dora_jax.kernel_layout import sum_dtype
+from dora_jax.partition import SCALE_LEAF
 from dora_jax.perturbed import moving, pull_back
 from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 
@@ -71,11 +73,20 @@ def _low_rank_params(
     return module.param("lora_a", init(0)), module.param("lora_b", init(1))
 
 
+def _scale(module: nn.Module, spec: AdapterSpec) -> float | jax.Array:
+    """Return s: that of this layer, sliced by the scan over them, where a stack's differ."""
+    if spec.per_layer is None:
+        return spec.scale
+    scale = module.param(SCALE_LEAF, nn.initializers.constant(spec.scale), (), jnp.float32)
+    return lax.stop_gradient(scale)
+
+
 def _column_scale(
     module: nn.Module,
     spec: AdapterSpec,
     kernel: jax.Array,
     factors: tuple[jax.Array, jax.Array] | None,
+    scale: float | jax.Array,
     in_ndim: int,
     stack_ndim: int,
 ) -> jax.Array:
@@ -100,13 +111,13 @@ def _column_scale(
             kernel,
             detach(a),
             detach(b),
-            spec.scale,
+            scale,
             spec.norm_axis,
             kernel_sq_norm,
             stack_ndim=stack_ndim,
             detach_kernel=True,
         )
-    return magnitude_scale(magnitude, norm, kernel_sq_norm)
+    return only_adapted(magnitude_scale(magnitude, norm, kernel_sq_norm), scale)
 
 
 def _dropped(module: nn.Module, spec: AdapterSpec, x: jax.Array) -> jax.Array:
@@ -150,14 +161,15 @@ class _AdaptedProduct:
         # Norms and shapes are the stored kernel's; the product takes the promoted one.
         stored = nn.meta.unbox(module.get_variable("params", "kernel"))
         factors = c = None
+        scale = _scale(module, spec)
         if spec.has_low_rank:
             factors = _low_rank_params(module, spec, stored, **self.axes)
         if spec.has_magnitude:
-            c = _column_scale(module, spec, stored, factors, **self.axes)
+            c = _column_scale(module, spec, stored, factors, scale, **self.axes)
         dropped = _dropped(module, spec, x) if spec.has_low_rank else x
         if dropped is x or c is None or spec.dropout_style == "low_rank":
-            return self._product(x, dropped, kernel, factors, c)
-        y = self._product(dropped, dropped, kernel, factors, c)
+            return self._product(x, dropped, kernel, factors, scale, c)
+        y = self._product(dropped, dropped, kernel, factors, scale, c)
         return y + self.linear(x - dropped, kernel).astype(y.dtype)
 
     def _product(
@@ -166,6 +178,7 @@ class _AdaptedProduct:
         x_low: jax.Array,
         kernel: jax.Array,
         factors: tuple[jax.Array, jax.Array] | None,
+        scale: float | jax.Array,
         c: jax.Array | None,
     ) -> jax.Array:
         spec, dtype = self.spec, x.dtype
@@ -183,7 +196,7 @@ class _AdaptedProduct:
         z = self.linear(x, kernel)
         if a is not None and b is not None:
             low = checkpoint_name(self.reduce(x_low, a).astype(dtype), LOW_RANK)
-            z = z + spec.scale * self.expand(low, b)
+            z = z + scale * self.expand(low, b)
         if c is not None and spec.norm_axis == "out":
             return scale_features(z, self.spread_out(c), dtype)
         return checkpoint_name(z.astype(dtype), PRODUCT)
@@ -409,9 +422,12 @@ class Embed(nn.Embed):
         super().setup()
         spec = self.spec = _spec_of(self, self.adapter, "embedding")
         stored = nn.meta.unbox(self.embedding)
+        self.scale = _scale(self, spec)
         self.factors = _low_rank_params(self, spec, stored, 1, 0) if spec.has_low_rank else None
         self.c = (
-            _column_scale(self, spec, stored, self.factors, 1, 0) if spec.has_magnitude else None
+            _column_scale(self, spec, stored, self.factors, self.scale, 1, 0)
+            if spec.has_magnitude
+            else None
         )
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -422,7 +438,7 @@ class Embed(nn.Embed):
         if self.factors is not None:
             a, b = self.factors
             low = jnp.take(a, inputs, axis=0).astype(y.dtype)
-            z = z + self.spec.scale * _expand(low, b.astype(y.dtype), 0, None)
+            z = z + self.scale * _expand(low, b.astype(y.dtype), 0, None)
         if self.c is None:
             return z.astype(y.dtype)
         if self.spec.norm_axis == "in":
@@ -443,7 +459,7 @@ class Embed(nn.Embed):
         if self.factors is not None:
             a, b = (f.astype(dtype) for f in self.factors)
             low = _dot(query, b, (((last,), (1,)), ((), ())), None).astype(dtype)
-            z = z + self.spec.scale * _dot(low, a, (((last,), (1,)), ((), ())), None)
+            z = z + self.scale * _dot(low, a, (((last,), (1,)), ((), ())), None)
         if c is not None and self.spec.norm_axis == "in":
             return scale_features(z, c, dtype)
         return z.astype(dtype)

@@ -17,6 +17,8 @@ from dora_jax.spec import AdapterRules, AdapterSpec
 
 Params = Any
 ADAPTER_LEAVES = ("lora_a", "lora_b", "magnitude")
+# Each layer's factor on A B, where a stack's differ (`AdapterSpec.per_layer`): never trained.
+SCALE_LEAF = "lora_scale"
 WEIGHT_LEAVES = ("kernel", "embedding", "scale")
 
 

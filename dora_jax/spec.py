@@ -14,7 +14,9 @@ from typing import Any, Literal, get_args
 Method = Literal["frozen", "full", "lora", "dora", "magnitude"]
 Scaling = Literal["standard", "rslora", "alpha"]
 NormAxis = Literal["out", "in"]
-Init = Literal["kaiming", "gaussian", "normal", "normal_b"]
+Init = Literal[
+    "kaiming", "gaussian", "normal", "normal_b", "embedding", "orthogonal", "olora", "pissa"
+]
 DropoutStyle = Literal["low_rank", "peft"]
 FloatDtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -23,6 +25,11 @@ def nearest(given: object, allowed: Iterable[str]) -> str:
     """Return ' (did you mean ...?)' for the closest allowed word, or an empty string."""
     close = difflib.get_close_matches(str(given), list(allowed), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def takes_from_kernel(init: str) -> bool:
+    """Whether fresh factors of this init are directions of the kernel, taken out of it."""
+    return init.startswith(("pissa", "olora"))
 
 
 def _check_choice(field: str, given: object, choices: Any) -> None:
@@ -53,8 +60,16 @@ class AdapterSpec:
         detach_norm: treat the norm as a constant in the backward pass (the paper, section 4.3).
         init: of the low-rank factors, the other one being zero. `kaiming` A uniform in
             +-1/sqrt(in) (PEFT's default); `gaussian` A normal of deviation 1/r (PEFT's);
-            `normal` A normal of variance 1/r; `normal_b` B normal of variance 1/r and A zero.
+            `normal` A normal of variance 1/r; `normal_b` B normal of variance 1/r and A zero;
+            `embedding` B normal of variance 1 and A zero (PEFT's of embeddings). Of these both
+            factors start unequal to zero: `orthogonal` in orthogonal halves of an even rank, so
+            that A B = 0; `olora`, `pissa` and `pissa_niter_K` (by K subspace iterations) in
+            directions of W, which they take out of it: see `dora_jax.kernel_init`. Those need
+            `init_adapters`; a model's own `init` draws them as `kaiming`.
         train_bias: train the module's bias as well.
+        per_layer: (rank, alpha) of each of a stack's layers, None for a layer without an adapter,
+            where they are not all alike. `rank` is then the largest: the factors of layers of lower
+            rank are filled up with zeros, which stay zero in training.
         param_dtype: of lora_a and lora_b. The magnitude is float32 whatever this is (float64 for
             a float64 kernel): one rounded to bfloat16 would not start as ||W||.
 
@@ -74,15 +89,19 @@ class AdapterSpec:
     dropout_style: DropoutStyle = "low_rank"
     norm_axis: NormAxis = "out"
     detach_norm: bool = True
-    init: Init = "kaiming"
+    init: Init | str = "kaiming"
     train_bias: bool = False
     param_dtype: FloatDtype = "float32"
+    per_layer: tuple[tuple[int, float] | None, ...] | None = None
 
     def __post_init__(self) -> None:
         _check_choice("method", self.method, Method)
         _check_choice("scaling", self.scaling, Scaling)
         _check_choice("norm_axis", self.norm_axis, NormAxis)
-        _check_choice("init", self.init, Init)
+        if not re.fullmatch(r"pissa_niter_\d+", self.init):
+            _check_choice("init", self.init, Init)
+        if self.init == "orthogonal" and self.rank % 2:
+            raise ValueError(f"AdapterSpec.init 'orthogonal' needs an even rank; got {self.rank}")
         _check_choice("dropout_style", self.dropout_style, DropoutStyle)
         _check_choice("param_dtype", self.param_dtype, FloatDtype)
         if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
@@ -94,6 +113,24 @@ class AdapterSpec:
             raise ValueError(f"AdapterSpec.alpha must be positive and finite; got {self.alpha!r}")
         if not (isinstance(self.dropout, int | float) and 0 <= self.dropout < 1):
             raise ValueError(f"AdapterSpec.dropout must be in [0, 1); got {self.dropout!r}")
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if self.per_layer is None:
+            return
+        # Tuples whatever came (JSON has lists): a spec is hashable.
+        layers = tuple(None if layer is None else (layer[0], layer[1]) for layer in self.per_layer)
+        object.__setattr__(self, "per_layer", layers)
+        if not self.has_low_rank:
+            raise ValueError(
+                f"AdapterSpec.per_layer gives ranks, which method {self.method!r} does not have"
+            )
+        for layer in filter(None, layers):
+            dataclasses.replace(self, rank=layer[0], alpha=layer[1], per_layer=None)  # checks them
+        if self.rank != max((layer[0] for layer in layers if layer is not None), default=None):
+            raise ValueError(
+                f"AdapterSpec.rank must be the largest of per_layer; got {self.rank!r} and {layers}"
+            )
 
     @property
     def has_low_rank(self) -> bool:
@@ -108,11 +145,21 @@ class AdapterSpec:
     @property
     def scale(self) -> float:
         """The factor s on the low-rank product A B."""
+        return self._scale(self.rank, self.alpha)
+
+    @property
+    def layer_scales(self) -> tuple[float, ...] | None:
+        """The factor s of each layer, 0 without an adapter; None where `scale` is that of all."""
+        if self.per_layer is None:
+            return None
+        return tuple(0.0 if layer is None else self._scale(*layer) for layer in self.per_layer)
+
+    def _scale(self, rank: int, alpha: float) -> float:
         if self.scaling == "standard":
-            return self.alpha / self.rank
+            return alpha / rank
         if self.scaling == "rslora":
-            return self.alpha / math.sqrt(self.rank)
-        return self.alpha
+            return alpha / math.sqrt(rank)
+        return alpha
 
 
 FROZEN = AdapterSpec(method="frozen")

@@ -64,6 +64,7 @@ def test_the_defaults_are_the_papers():
         "init": "kaiming",
         "train_bias": False,
         "param_dtype": "float32",
+        "per_layer": None,
     }
     assert FROZEN.method == "frozen"
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dora_jax.adapters import merge_params
+from dora_jax.adapters import layer_scale_leaves, merge_params, residual_kernels
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
 from dora_jax.checkpoint.assemble import Shardings
@@ -114,7 +114,7 @@ def load_info(folder: Path) -> AdapterInfo:
         raise DoraError(f"{path}: cannot be read ({error}); train the adapter again") from error
 
 
-def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params:
+def attach(base: Params, trainable: Params, model: Llama, where: Path | str) -> Params:
     """Put an adapter's leaves into the base model's parameters.
 
     Args:
@@ -128,15 +128,22 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path) -> Params
             module of the model.
     """
     shapes = param_shapes(model)
+    rules = model.adapters or AdapterRules(())
     try:
-        mask = trainable_mask(shapes, model.adapters)
+        mask = trainable_mask(shapes, rules)
     except ValueError as error:
         raise DoraError(f"{where}: does not fit its base model ({error})") from None
     found = flatten(trainable)
     # First what the rules train, and nothing else: a frozen leaf must stay the base model's.
     problems = misfits(found, flatten(partition(shapes, mask)[0]))
     params = flatten(base) | found
-    problems = problems or misfits(params, flatten(shapes))
+    try:
+        params |= layer_scale_leaves(shapes, rules)
+        problems = problems or misfits(params, flatten(shapes))
+        # Last: decompositions take a while.
+        params |= {} if problems else residual_kernels(base, shapes, rules)
+    except ValueError as error:
+        raise DoraError(f"{where}: does not fit its base model ({error})") from None
     if problems:
         raise DoraError(f"{where}: does not fit its base model ({problems}); train it again")
     return flax.traverse_util.unflatten_dict(params, sep="/")

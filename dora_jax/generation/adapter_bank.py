@@ -15,7 +15,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from dora_jax.decomposition import adapter_layout, column_sq_norm, magnitude_scale
+from dora_jax.decomposition import (
+    adapter_layout,
+    column_sq_norm,
+    magnitude_scale,
+    only_adapted,
+    stack_scale,
+)
 from dora_jax.errors import DoraError
 from dora_jax.factored_norm import adapted_norm
 from dora_jax.generation.row_adapters import ROW_A, ROW_B, ROW_IN, ROW_OUT
@@ -164,10 +170,14 @@ def _part(kernel: Array, leaves: dict[str, Array], spec: AdapterSpec) -> _Part:
     b = leaves.get("lora_b")
     return _Part(
         leaves.get("lora_a"),
-        None if b is None else spec.scale * b.astype(jnp.float32),
+        None if b is None else _scaled(b, stack_scale(spec)),
         _column_scale(kernel, leaves, spec) if spec.has_magnitude else None,
         spec.norm_axis,
     )
+
+
+def _scaled(b: Array, scale: float | Array) -> Array:
+    return jnp.reshape(scale, (-1,) + (1,) * (b.ndim - 1)) * b.astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames="spec")
@@ -178,8 +188,9 @@ def _column_scale(kernel: Array, leaves: dict[str, Array], spec: AdapterSpec) ->
     if not spec.has_low_rank:
         return magnitude_scale(leaves["magnitude"], jnp.sqrt(sq_norm), sq_norm)
     a, b = leaves["lora_a"], leaves["lora_b"]
-    norm = adapted_norm(kernel, a, b, spec.scale, spec.norm_axis, sq_norm, stack_ndim=stack)
-    return magnitude_scale(leaves["magnitude"], norm, sq_norm)
+    scale = stack_scale(spec)
+    norm = adapted_norm(kernel, a, b, scale, spec.norm_axis, sq_norm, stack_ndim=stack)
+    return only_adapted(magnitude_scale(leaves["magnitude"], norm, sq_norm), scale)
 
 
 def _stack(parts: Sequence[_Part], kernel: Any) -> dict[str, Array]:

@@ -1,0 +1,113 @@
+"""A model's modules by PEFT's names, and PEFT's names of their tensors.
+
+PEFT calls a module by its path in the torch model, one for each layer; our tree stacks layers. Both
+ways come from the model's one table (`dora_jax.checkpoint.names`).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dora_jax.checkpoint.names import Tensor, names_in_file, tensors
+from dora_jax.models.config import LlamaConfig
+
+PREFIX = "base_model.model."
+_LINEAR = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
+_EMBEDDING = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}
+_MAGNITUDE = {"magnitude": "lora_magnitude_vector"}
+# Live modules and older files put the adapter's name, and a suffix, behind these.
+_ADAPTER = re.compile(
+    r"(?P<module>.+?)\.(?P<leaf>lora_(?:A|B|embedding_A|embedding_B|magnitude_vector))"
+    r"(?:\.(?!weight$)[^.]+)?(?:\.weight)?"
+)
+_SAVED = re.compile(r"(?P<module>.+?)\.modules_to_save(?:\.[^.]+)?\.(?P<leaf>weight|bias)")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module of our tree.
+
+    Attributes:
+        path: in our tree.
+        weight: the name of its weight leaf.
+        leaves: its tensors, by leaf.
+        names: in the torch model: one for each layer, or the one.
+    """
+
+    path: str
+    weight: str
+    leaves: dict[str, Tensor] = field(compare=False)
+    names: tuple[str, ...]
+
+    @property
+    def is_stacked(self) -> bool:
+        """Whether its leaves have a leading axis of layers."""
+        return self.leaves[self.weight].is_stacked
+
+    @property
+    def takes_adapter(self) -> bool:
+        """Whether it multiplies by its weight."""
+        return self.weight in ("kernel", "embedding")
+
+    def adapter_name(self, name: str, leaf: str) -> str:
+        """Return PEFT's name of an adapter's tensor.
+
+        Args:
+            name: one of `names`.
+            leaf: `lora_a`, `lora_b` or `magnitude`.
+        """
+        factors = _EMBEDDING if self.weight == "embedding" else _LINEAR
+        return f"{PREFIX}{name}.{(factors | _MAGNITUDE)[leaf]}"
+
+    def file_shape(self, leaf: str, rank: int) -> tuple[int, ...]:
+        """Return the shape of a tensor in PEFT's files; arguments as `adapter_name`."""
+        inputs, outputs = self.leaves[self.weight].shape
+        return {"lora_a": (rank, inputs), "lora_b": (outputs, rank), "magnitude": (outputs,)}[leaf]
+
+
+def modules(config: LlamaConfig) -> list[Module]:
+    """Return every module of a model that has parameters, in the table's order."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for tensor in tensors(config):
+        path, leaf = tensor.path.rsplit("/", 1)
+        found.setdefault(path, {})[leaf] = tensor
+    result = []
+    for path, leaves in found.items():
+        weight = next(name for name in ("kernel", "embedding", "scale") if name in leaves)
+        names = names_in_file(leaves[weight], leaves[weight].hf, config.num_hidden_layers)
+        result.append(Module(path, weight, leaves, tuple(n.removesuffix(".weight") for n in names)))
+    return result
+
+
+def current_name(name: str) -> str:
+    """Return the current spelling of a tensor's name in an adapter's file, whatever its age.
+
+    Example:
+        >>> current_name("model.norm.modules_to_save.default.weight")
+        'base_model.model.model.norm.weight'
+    """
+    name = name.removeprefix(PREFIX)
+    if found := _ADAPTER.fullmatch(name):
+        suffix = ".weight" if found["leaf"] in ("lora_A", "lora_B") else ""
+        name = f"{found['module']}.{found['leaf']}{suffix}"
+    elif found := _SAVED.fullmatch(name):
+        name = f"{found['module']}.{found['leaf']}"
+    return PREFIX + name
+
+
+def torch_paths(modules: Iterable[Module]) -> list[str]:
+    """Return the paths of all modules of the torch model, those that only hold others too."""
+    paths: dict[str, None] = {}
+    for module in modules:
+        for name in module.names:
+            parts = name.split(".")
+            paths |= dict.fromkeys(".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return list(paths)
+
+
+def untie(params: dict) -> dict:
+    """Return parameters in which the head has a copy of the embedding of its own."""
+    embedding = np.asarray(params["embed_tokens"]["embedding"])
+    return {**params, "lm_head": {"kernel": embedding.T}}
