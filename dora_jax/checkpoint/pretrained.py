@@ -60,8 +60,14 @@ def _sampled(leaf: jax.Array, step: int) -> np.ndarray:
     """Return every so many values, in the flat order, of an array that may be in many places."""
     if not isinstance(leaf.sharding, NamedSharding):
         return np.asarray(leaf).reshape(-1)[::step]
-    with jax.set_mesh(cast(Mesh, leaf.sharding.mesh)):
-        return np.asarray(_sample(leaf, step))
+    given = cast(Mesh, leaf.sharding.mesh)
+    # The same parts, on a mesh whose axes XLA may use as it likes.
+    mesh = Mesh(given.devices, given.axis_names)
+    parts = [part.data for part in leaf.addressable_shards]
+    where = NamedSharding(mesh, leaf.sharding.spec)
+    with jax.set_mesh(mesh):
+        free = jax.make_array_from_single_device_arrays(leaf.shape, where, parts)
+        return np.asarray(_sample(free, step))
 
 
 def fingerprint(params: Any) -> str:
