@@ -161,6 +161,18 @@ def test_bucket_lengths_waste_the_least(counts, buckets):
     assert slots(found) == best
 
 
+def test_buckets_that_fit_exactly_pad_nothing_and_come_in_another_order_each_epoch():
+    rows = [random_row(n, 8 * (1 + n % 3) - 2, [2]) for n in range(36)]
+    batches = BucketedBatches(rows, 3, 4, 0, EOS)
+    assert batches.lengths == (8, 16, 24)
+    assert batches.efficiency == 1
+    widths = [batches.batch(step).tokens.shape[1] for step in range(18)]
+    assert Counter(widths[:9]) == Counter(widths[9:]) == {8: 3, 16: 3, 24: 3}
+    assert widths[:9] != widths[9:]
+    assert widths[:9] != sorted(widths[:9])
+    assert widths[9:] != sorted(widths[9:])
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
 @pytest.mark.parametrize("way", WAYS)
 def test_shares_of_processes_are_the_batch_of_one(way, processes):
