@@ -187,6 +187,25 @@ def test_a_cut_that_would_leave_no_answer_or_no_question_drops_the_row():
         assert found.left_out == {"longer than data.max_length (8 tokens)": 1}
 
 
+def test_one_token_of_the_question_is_enough_and_none_is_not():
+    tokenizer = tiny_tokenizer()
+    tokenizer.start_ids = [tokenizer.bos_id]
+    (row,) = cut(Example("ab", "wxyz"), "truncate_left", 7, tokenizer).rows
+    assert row.prompt == (tokenizer.bos_id, *tokenizer.encode("b"))
+    assert cut(Example("ab", "wxyz"), "truncate_left", 6, tokenizer).rows == []
+    (row,) = cut(Example("ab", "wxyz"), "truncate_right", 5, tokenizer).rows
+    assert row.answer == (*tokenizer.encode("w"),)
+    assert cut(Example("ab", "wxyz"), "truncate_right", 4, tokenizer).rows == []
+
+
+def test_the_tokens_that_begin_every_text_are_no_part_of_an_answer_that_is_cut():
+    tokenizer = tiny_tokenizer()
+    tokenizer.start_ids = [tokenizer.bos_id] * 2
+    turns = (Turn("user", "ab"), Turn("assistant", "cdef", trains=True), Turn("user", "x"))
+    (row,) = cut(Example("x", "yz", turns=turns), "truncate_left", 9, tokenizer).rows
+    assert learned(row, tokenizer) == (["ef</s>", "yz</s>"], "<s><s>ef</s>x")
+
+
 def test_answers_move_with_what_is_cut_before_them():
     tokenizer = with_template(TEMPLATES["smollm2"][0], eos="<|im_end|>")
     (whole,) = encode(CHAT, tokenizer).rows
