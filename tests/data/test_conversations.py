@@ -170,9 +170,18 @@ def test_rows_that_are_too_long():
     made = train_row(found.rows[0], tokenizer.eos_id)
     # As many tokens are fed as of a row that just fits; the end is not learned.
     assert len(made.tokens) == 7
-    assert tokenizer.decode(made.targets) == "wx"
+    assert [*made.targets] == [tokenizer.encode(c)[0] for c in "wx"]
     with pytest.raises(DoraError, match=r"row 1: is 11 tokens long, more .* begins 'abcdef'"):
         cut(example, "error", 8, tokenizer)
+
+
+def test_every_long_row_is_counted():
+    long = [Example("abcdef", "xyz"), Example("a", "x"), Example("abcdef", "xy")]
+    reason = "longer than data.max_length (6 tokens)"
+    for policy, names in (("drop", "left_out"), ("truncate_left", "cut")):
+        found = encode_all(long, get_template("none"), tiny_tokenizer(), 6, policy)
+        assert getattr(found, names) == {reason: 2}
+        assert len(found.rows) == (1 if policy == "drop" else 3)
 
 
 def test_a_cut_that_would_leave_no_answer_or_no_question_drops_the_row():
