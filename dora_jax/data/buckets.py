@@ -83,8 +83,7 @@ class BucketedBatches(StepBatches):
                 plan.append((bucket, left[start : start + self._batch_size]))
             left = left[full:]
         if left:
-            longest = max(int(self._bucket[i]) for i in left)
-            plan.append((longest, left))
+            plan.append((len(self.lengths) - 1, left))
         shuffled = np.random.default_rng((self._seed, epoch, len(plan))).permutation(len(plan))
         return [plan[i] for i in shuffled]
 

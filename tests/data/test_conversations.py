@@ -170,9 +170,18 @@ def test_rows_that_are_too_long():
     made = train_row(found.rows[0], tokenizer.eos_id)
     # As many tokens are fed as of a row that just fits; the end is not learned.
     assert len(made.tokens) == 7
-    assert tokenizer.decode(made.targets) == "wx"
+    assert [*made.targets] == [tokenizer.encode(c)[0] for c in "wx"]
     with pytest.raises(DoraError, match=r"row 1: is 11 tokens long, more .* begins 'abcdef'"):
         cut(example, "error", 8, tokenizer)
+
+
+def test_every_long_row_is_counted():
+    long = [Example("abcdef", "xyz"), Example("a", "x"), Example("abcdef", "xy")]
+    reason = "longer than data.max_length (6 tokens)"
+    for policy, names in (("drop", "left_out"), ("truncate_left", "cut")):
+        found = encode_all(long, get_template("none"), tiny_tokenizer(), 6, policy)
+        assert getattr(found, names) == {reason: 2}
+        assert len(found.rows) == (1 if policy == "drop" else 3)
 
 
 def test_a_cut_that_would_leave_no_answer_or_no_question_drops_the_row():
@@ -185,6 +194,25 @@ def test_a_cut_that_would_leave_no_answer_or_no_question_drops_the_row():
         found = cut(example, policy, 8, tokenizer)
         assert (found.rows, found.cut) == ([], {})
         assert found.left_out == {"longer than data.max_length (8 tokens)": 1}
+
+
+def test_one_token_of_the_question_is_enough_and_none_is_not():
+    tokenizer = tiny_tokenizer()
+    tokenizer.start_ids = [tokenizer.bos_id]
+    (row,) = cut(Example("ab", "wxyz"), "truncate_left", 7, tokenizer).rows
+    assert row.prompt == (tokenizer.bos_id, *tokenizer.encode("b"))
+    assert cut(Example("ab", "wxyz"), "truncate_left", 6, tokenizer).rows == []
+    (row,) = cut(Example("ab", "wxyz"), "truncate_right", 5, tokenizer).rows
+    assert row.answer == (*tokenizer.encode("w"),)
+    assert cut(Example("ab", "wxyz"), "truncate_right", 4, tokenizer).rows == []
+
+
+def test_the_tokens_that_begin_every_text_are_no_part_of_an_answer_that_is_cut():
+    tokenizer = tiny_tokenizer()
+    tokenizer.start_ids = [tokenizer.bos_id] * 2
+    turns = (Turn("user", "ab"), Turn("assistant", "cdef", trains=True), Turn("user", "x"))
+    (row,) = cut(Example("x", "yz", turns=turns), "truncate_left", 9, tokenizer).rows
+    assert learned(row, tokenizer) == (["ef</s>", "yz</s>"], "<s><s>ef</s>x")
 
 
 def test_answers_move_with_what_is_cut_before_them():

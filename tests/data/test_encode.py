@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from dora_jax.data.encode import digest_rows, encode_all
@@ -59,6 +61,8 @@ def test_rows():
     assert [tiny.decode(o) for o in row.options] == [" wor", " hello hello"]
     assert (row.correct, row.answer, row.text) == (0, row.options[0], "wor")
     assert (row.option_texts, row.task) == (HELLO.options, "greeting")
+    (other,) = encode_all([replace(HELLO, answer="hello hello")], template, tiny, 100).rows
+    assert (other.correct, other.answer) == (1, row.options[1])
 
 
 def test_what_does_not_fit_is_left_out_and_counted():
@@ -84,3 +88,8 @@ def test_the_digest_depends_on_rows_and_order():
     rows = encode_all([HELLO, Example("a", "b")], template, tiny, 100).rows
     assert digest_rows(rows) == digest_rows(list(rows))
     assert len({digest_rows(rows), digest_rows(rows[::-1]), digest_rows(rows[:1])}) == 3
+    # What changes training counts too; where a row was read from does not.
+    changes = {"earlier": ((0, 1),), "is_cut": True, "source": 1}
+    changed = [digest_rows([replace(rows[0], **{k: v}), rows[1]]) for k, v in changes.items()]
+    assert len({digest_rows(rows), *changed}) == 4
+    assert digest_rows([replace(row, where="elsewhere") for row in rows]) == digest_rows(rows)

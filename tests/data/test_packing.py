@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from dora_jax.data.batches import Share, ShuffledBatches
 from dora_jax.data.buckets import BucketedBatches, bucket_lengths
 from dora_jax.data.encode import EncodedRow
-from dora_jax.data.packing import PackedBatches, first_fit
+from dora_jax.data.packing import PackedBatches, first_fit, label_room
 from dora_jax.data.train_rows import train_row
 from dora_jax.errors import DoraError
+from dora_jax.models.attention import PADDING
 from dora_jax.partition import partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.step import labelled_loss
@@ -57,6 +58,9 @@ def sequences(batch):
             own = {p - at[0]: t for p, t in labels.items() if p in at}
             found.append((tuple(tokens[at]), own))
         assert sum(batch.segments[i][p] > 0 for p in labels) == len(labels)
+        rest = batch.segments[i] < 1
+        assert (batch.segments[i][rest] == PADDING).all()
+        assert (tokens[rest] == EOS).all()
     return [(tokens, tuple(sorted(labels.items()))) for tokens, labels in found]
 
 
@@ -95,6 +99,23 @@ def test_buckets_hold_every_row_once_an_epoch(count, batch_size, seed, buckets):
         assert {b.tokens.shape[1] for b in made} <= set(batches.lengths)
         assert len(batches.lengths) <= buckets
         assert sum((b.label_weights.sum(axis=1) == 0).sum() for b in made) == -count % batch_size
+
+
+def test_packed_rows_have_room_for_labels_over_their_mean_and_no_more():
+    tokens, labels = np.full(50, 10), np.full(50, 2)
+    assert label_room(tokens, labels, 100) == 32  # a quarter over 20, by eights
+    tokens[7], labels[7] = 62, 61  # every row must fit
+    assert label_room(tokens, labels, 100) == 64
+    assert label_room(tokens, tokens, 100) == 100
+    assert label_room(np.array([90]), np.array([80]), 90) == 90
+
+
+def test_a_small_set_is_packed_into_rows_no_wider_than_all_of_it():
+    rows = [random_row(n, 6, [1]) for n in range(3)]
+    batches = PackedBatches(rows, 48, 2, 0, EOS)
+    assert batches.batch(0).tokens.shape == (2, 24)
+    assert batches.efficiency == 21 / 24
+    assert PackedBatches(rows, 16, 2, 0, EOS).batch(0).tokens.shape == (2, 16)
 
 
 @given(
@@ -138,6 +159,18 @@ def test_bucket_lengths_waste_the_least(counts, buckets):
         for some in itertools.combinations(options, size)
     )
     assert slots(found) == best
+
+
+def test_buckets_that_fit_exactly_pad_nothing_and_come_in_another_order_each_epoch():
+    rows = [random_row(n, 8 * (1 + n % 3) - 2, [2]) for n in range(36)]
+    batches = BucketedBatches(rows, 3, 4, 0, EOS)
+    assert batches.lengths == (8, 16, 24)
+    assert batches.efficiency == 1
+    widths = [batches.batch(step).tokens.shape[1] for step in range(18)]
+    assert Counter(widths[:9]) == Counter(widths[9:]) == {8: 3, 16: 3, 24: 3}
+    assert widths[:9] != widths[9:]
+    assert widths[:9] != sorted(widths[:9])
+    assert widths[9:] != sorted(widths[9:])
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])

@@ -1,3 +1,4 @@
+import sys
 import threading
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from dora_jax.data.batches import Share
 from dora_jax.data.packing import PackedBatches
 from dora_jax.data.read_ahead import ReadAhead
+from dora_jax.errors import DoraError
 from tests.data.test_packing import EOS, WAYS, some_rows
 
 
@@ -78,6 +80,14 @@ def test_batches_are_made_before_they_are_asked_for():
                 break
             threading.Event().wait(0.05)
         assert sorted(gate.made)[:3] == [3, 4, 5]
+
+
+def test_without_grain_it_says_how_to_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    rows = some_rows(5)
+    with pytest.raises(DoraError, match=r"needs grain: pip install .*or give --data\.read-ahead 0"):
+        ReadAhead(WAYS["none"](rows, 4, 0, EOS)).batch(0)
+    assert ReadAhead(WAYS["none"](rows, 4, 0, EOS), 0).batch(0).tokens.shape[0] == 4
 
 
 def test_an_error_in_the_data_reaches_the_step():
