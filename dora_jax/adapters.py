@@ -107,8 +107,6 @@ def init_adapters(
             flat[f"{prefix}lora_a"], flat[f"{prefix}lora_b"] = _fresh_factors(
                 module_key, kernel, spec, stack, split
             )
-        if spec.per_layer is not None:
-            flat |= _fit_layers(path, spec, flat)
         if spec.has_magnitude:
             flat[f"{prefix}magnitude"] = column_norm(
                 jnp.asarray(kernel), spec.norm_axis, in_ndim=in_ndim, stack_ndim=stack

@@ -95,7 +95,11 @@ def load_peft(folder: str | Path, config: LlamaConfig, base: Params | None = Non
             f"{folder / WEIGHTS_FILE}: {name} is of type {file.tensors[name].dtype}; supported: "
             f"{', '.join(DTYPES)}. Save the adapter in one of them"
         )
-    factors = {DTYPES[file.tensors[o].dtype] for n, o in names.items() if ".lora_" in n}
+    factors = {
+        DTYPES[file.tensors[original].dtype]
+        for name, original in names.items()
+        if ".lora_" in name and not name.endswith("magnitude_vector")
+    }
     param_dtype: Any = factors.pop() if len(factors) == 1 else "float32"
     rules = rules_of(peft, config, str(folder), param_dtype)
 
