@@ -3,6 +3,7 @@
 `adapter.json` is written last: a folder without it is not an adapter.
 """
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ import numpy as np
 from dora_jax.adapters import layer_scale_leaves, merge_params, residual_kernels
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
+from dora_jax.checkpoint.peft_modules import untie
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
-from dora_jax.spec import AdapterRules, Method
+from dora_jax.spec import AdapterRules, AdapterSpec, Method
 from dora_jax.training.config import AdapterConfig
 
 ADAPTER_FILE = "adapter.json"
@@ -43,6 +45,9 @@ class AdapterInfo:
         weights: `fingerprint` of the base weights (float32), where they were at hand.
         dtype: to which the base weights were rounded in training; magnitudes belong to those.
         data: what it was trained on (`DataConfig`, as plain JSON), where that is known.
+        explicit: in place of `method` and `adapter`, where modules are tuned each in its own way:
+            the rules, in their order, as {"pattern": ..., "spec": AdapterSpec as plain JSON}.
+        untied: whether a tied head was given a copy of the embedding of its own.
     """
 
     model: str
@@ -53,6 +58,8 @@ class AdapterInfo:
     weights: str | None = None
     dtype: str = "float32"
     data: dict[str, Any] | None = None
+    explicit: tuple[dict[str, Any], ...] | None = None
+    untied: bool = False
 
     def rules(self) -> AdapterRules:
         """Return the rules that the model must be built with.
@@ -62,8 +69,12 @@ class AdapterInfo:
         """
         method: Method = self.method  # type: ignore[assignment]
         try:
+            if self.explicit is not None:
+                return AdapterRules(
+                    [(rule["pattern"], AdapterSpec(**rule["spec"])) for rule in self.explicit]
+                )
             return AdapterConfig(**self.adapter).rules(method)
-        except TypeError as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise DoraError(f"adapter: {error}") from None
 
 
@@ -87,6 +98,11 @@ def find_adapter(path: Path) -> Path:
             return folder
     if not path.exists():
         raise DoraError(f"{path}: no such folder")
+    if (path / "adapter_config.json").is_file():
+        raise DoraError(
+            f"{path}: is a PEFT adapter; make it one of ours first: dora-jax import {path} --out "
+            "FOLDER"
+        )
     inside = sorted(p.parent.parent for p in path.glob(f"**/{FOLDER}/{ADAPTER_FILE}"))
     more = f" and {len(inside) - 8} more" if len(inside) > 8 else ""
     hint = f"; there are {', '.join(map(str, inside[:8]))}{more}" if inside else ""
@@ -145,7 +161,14 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path | str) -> 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model with, perhaps, an adapter in it; weights as numpy arrays, float32."""
+    """A base model with, perhaps, an adapter in it; weights as numpy arrays, float32.
+
+    Attributes:
+        pretrained: the base model, as the adapter was trained on it: rounded, or untied.
+        params: of the model with the adapter.
+        rules: the adapter's.
+        info: what it belongs to.
+    """
 
     pretrained: Pretrained
     params: Params
@@ -182,9 +205,12 @@ def load_model(model: str | None, adapter: Path | None) -> Loaded:
     if info.dtype != "float32":
         rounded = jnp.dtype(info.dtype)
         base = jax.tree.map(lambda x: np.asarray(x).astype(rounded).astype(np.float32), base)
+    config = pretrained.config
+    if info.untied:
+        base, config = untie(base), dataclasses.replace(config, tie_word_embeddings=False)
+    pretrained = dataclasses.replace(pretrained, config=config, params=base)
     rules = info.rules()
-    plain = Llama(pretrained.config, rules)
-    params = attach(base, load_tree(folder / WEIGHTS), plain, folder)
+    params = attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder)
     return Loaded(pretrained, params, rules, info)
 
 
