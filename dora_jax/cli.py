@@ -211,8 +211,10 @@ def _merge(argv: Sequence[str]) -> None:
     args = tyro.cli(MergeArgs, args=list(argv), prog="dora-jax merge")
     from dora_jax.checkpoint.merge import merge_to_hf
 
-    merge_to_hf(args.adapter, args.out, args.dtype, args.model)
+    lost = merge_to_hf(args.adapter, args.out, args.dtype, args.model)
     print(f"merged model written to {args.out}")
+    if lost is not None:
+        print(lost)
 
 
 def _import(argv: Sequence[str]) -> None:

@@ -184,9 +184,8 @@ def test_layers_are_checked():
     with pytest.raises(ValueError, match="ranks, which method 'magnitude' does not have"):
         AdapterSpec("magnitude", per_layer=((16, 1.0),))
     spec = AdapterSpec(rank=2, per_layer=((2, 1.0), None))
-    shapes = jax.eval_shape(
-        Stack(AdapterRules([("dense", spec)])).init, jax.random.key(0), np.ones((1, 5))
-    )
-    base = Stack().init(jax.random.key(0), np.ones((1, 5)))["params"]
+    rules, x = AdapterRules([("dense", spec)]), np.ones((1, 5))
+    shapes = jax.eval_shape(Stack(rules).init, jax.random.key(0), x)
+    base = Stack().init(jax.random.key(0), x)["params"]
     with pytest.raises(ValueError, match=r"lists 2 layers, its kernel of shape .* stacks 3"):
         init_adapters(base, shapes["params"], rules, jax.random.key(0))
