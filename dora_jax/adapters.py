@@ -107,8 +107,6 @@ def init_adapters(
             flat[f"{prefix}lora_a"], flat[f"{prefix}lora_b"] = _fresh_factors(
                 module_key, kernel, spec, stack, split
             )
-        if spec.per_layer is not None:
-            flat |= _fit_layers(path, spec, flat)
         if spec.has_magnitude:
             flat[f"{prefix}magnitude"] = column_norm(
                 jnp.asarray(kernel), spec.norm_axis, in_ndim=in_ndim, stack_ndim=stack
@@ -255,13 +253,27 @@ def merge_params(params: Params, rules: AdapterRules) -> Params:
         for key, value in flax.traverse_util.flatten_dict(params).items()
         if key[-1] not in _BESIDE
     }
-    for path, leaves, spec, kernel, adapter in _adapted_modules(params, rules):
-        try:
-            merged = merge_kernel(jnp.asarray(kernel), adapter, spec)
-        except ValueError as error:
-            raise ValueError(f"module {path!r}: {error}") from None
-        flat[(*_split(path), weight_name(leaves))] = merged
+    for path, leaves, spec, _, _ in _adapted_modules(params, rules):
+        flat[(*_split(path), weight_name(leaves))] = merge_module(path, leaves, spec)
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def merge_module(path: str, leaves: Mapping[str, Any], spec: AdapterSpec) -> jax.Array:
+    """Return the merged weight of one module.
+
+    Args:
+        path: named in errors.
+        leaves: its own.
+        spec: its own.
+
+    Raises:
+        ValueError: when its adapter's shapes do not fit.
+    """
+    adapter = {name: leaves[name] for name in adapter_leaves(spec) if name in leaves}
+    try:
+        return merge_kernel(jnp.asarray(leaves[weight_name(leaves)]), adapter, spec)
+    except ValueError as error:
+        raise ValueError(f"module {path!r}: {error}") from None
 
 
 def magnitude_drift(params: Params, initial: Params) -> jax.Array:

@@ -164,9 +164,9 @@ def load_answerer(
     shape = get_template(template or trained_with or "chat")
     if shape.is_chat:
         tokenizer.require_chat_template()
-    base = loaded.pretrained
+    base = loaded.original
     name = base.name if adapter is None else f"{base.name} with {adapter}"
-    plain = Llama(base.config)
+    plain = Llama(loaded.pretrained.config)
     params = jax.device_put(loaded.merged())  # without a copy on CPUs
     return Answerer(plain, params, tokenizer, shape, base, name)
 

@@ -35,6 +35,9 @@ _USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
   dora-jax generate --prompts FILE.jsonl --out FILE.jsonl
   dora-jax chat [--model NAME] [--adapter FOLDER ...]
   dora-jax merge --adapter FOLDER --out FOLDER      a plain Hugging Face folder
+  dora-jax import PEFT_FOLDER --out FOLDER          an adapter of Hugging Face PEFT
+  dora-jax export FOLDER --out FOLDER [--as-lora]   an adapter for Hugging Face PEFT
+  dora-jax adapters show FOLDER                     what an adapter of either kind holds
   dora-jax models                                   known models, and what is cached
   dora-jax models pull NAME                         fetch one; interrupted, it continues
 
@@ -53,6 +56,44 @@ class MergeArgs:
     """Of the written weights; the arithmetic is float32 and rounded once."""
     model: str | None = None
     """Where the base weights are now, if not where they were in training."""
+
+
+@dataclass(frozen=True)
+class ImportArgs:
+    """Make an adapter of Hugging Face PEFT one of ours, which every other command takes."""
+
+    folder: tyro.conf.Positional[Path]
+    """With adapter_config.json and adapter_model.safetensors."""
+    out: Path
+    """The folder to write; must not exist, or be empty."""
+    model: str | None = None
+    """The base model, if not the one that adapter_config.json names."""
+
+
+@dataclass(frozen=True)
+class ExportArgs:
+    """Write an adapter as Hugging Face PEFT's, or as the closest plain LoRA."""
+
+    folder: tyro.conf.Positional[Path]
+    """An adapter's folder, or the part of a run that holds one."""
+    out: Path
+    """The folder to write; must not exist, or be empty."""
+    model: str | None = None
+    """Where the base weights are now, if not where they were in training."""
+    as_lora: bool = False
+    """Write the best plain LoRA of the merged weights' change: for servers without DoRA."""
+    rank: int | None = None
+    """With --as-lora: its rank."""
+    error: float | None = None
+    """With --as-lora: the share of each change's norm that may be lost; ranks follow from it."""
+
+
+@dataclass(frozen=True)
+class ShowArgs:
+    """Print what an adapter holds, ours or PEFT's."""
+
+    folder: tyro.conf.Positional[Path]
+    """The adapter's folder."""
 
 
 @dataclass(frozen=True)
@@ -172,8 +213,43 @@ def _merge(argv: Sequence[str]) -> None:
     args = tyro.cli(MergeArgs, args=list(argv), prog="dora-jax merge")
     from dora_jax.checkpoint.merge import merge_to_hf
 
-    merge_to_hf(args.adapter, args.out, args.dtype, args.model)
+    lost = merge_to_hf(args.adapter, args.out, args.dtype, args.model)
     print(f"merged model written to {args.out}")
+    if lost is not None:
+        print(lost)
+
+
+def _import(argv: Sequence[str]) -> None:
+    args = tyro.cli(ImportArgs, args=list(argv), prog="dora-jax import")
+    from dora_jax.checkpoint.exchange import import_peft
+
+    for line in import_peft(args.folder, args.out, args.model):
+        print(line)
+
+
+def _export(argv: Sequence[str]) -> None:
+    args = tyro.cli(ExportArgs, args=list(argv), prog="dora-jax export")
+    from dora_jax.checkpoint import exchange
+
+    given = (args.rank, args.error)
+    if args.as_lora != (given != (None, None)) or None not in given:
+        raise DoraError("--as-lora goes with one of --rank R and --error E, and they with it")
+    if args.as_lora:
+        lines = exchange.export_as_lora(args.folder, args.out, *given, model=args.model)
+    else:
+        lines = exchange.export_peft(args.folder, args.out, args.model)
+    for line in lines:
+        print(line)
+
+
+def _adapters(argv: Sequence[str]) -> None:
+    if argv[:1] != ["show"]:
+        raise DoraError("dora-jax adapters shows what one holds: dora-jax adapters show FOLDER")
+    args = tyro.cli(ShowArgs, args=list(argv[1:]), prog="dora-jax adapters show")
+    from dora_jax.checkpoint.exchange import describe
+
+    for line in describe(args.folder):
+        print(line)
 
 
 def _models(argv: Sequence[str]) -> None:
@@ -204,6 +280,9 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "generate": _generate,
     "chat": _chat,
     "merge": _merge,
+    "import": _import,
+    "export": _export,
+    "adapters": _adapters,
     "models": _models,
 }
 

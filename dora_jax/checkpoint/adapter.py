@@ -3,6 +3,7 @@
 `adapter.json` is written last: a folder without it is not an adapter.
 """
 
+import dataclasses
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dora_jax.adapters import layer_scale_leaves, merge_params, residual_kernels
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import decode, encode
 from dora_jax.checkpoint.assemble import Shardings
+from dora_jax.checkpoint.peft_modules import untie
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
@@ -25,7 +27,7 @@ from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.processes import all_arrive, is_first
 from dora_jax.sharding import fetch
-from dora_jax.spec import AdapterRules
+from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.config import AdapterConfig, RunMethod
 
 ADAPTER_FILE = "adapter.json"
@@ -46,6 +48,9 @@ class AdapterInfo:
         weights: `fingerprint` of the base weights (float32), where they were at hand.
         dtype: to which the base weights were rounded in training; magnitudes belong to those.
         data: what it was trained on (`DataConfig`, as plain JSON), where that is known.
+        explicit: in place of `method` and `adapter`, where modules are tuned each in its own way:
+            the rules, in their order, as {"pattern": ..., "spec": AdapterSpec as plain JSON}.
+        untied: whether a tied head was given a copy of the embedding of its own.
     """
 
     model: str
@@ -56,6 +61,8 @@ class AdapterInfo:
     weights: str | None = None
     dtype: str = "float32"
     data: dict[str, Any] | None = None
+    explicit: tuple[dict[str, Any], ...] | None = None
+    untied: bool = False
 
     def rules(self) -> AdapterRules:
         """Return the rules that the model must be built with.
@@ -65,8 +72,12 @@ class AdapterInfo:
         """
         method: RunMethod = self.method  # type: ignore[assignment]
         try:
+            if self.explicit is not None:
+                return AdapterRules(
+                    [(rule["pattern"], AdapterSpec(**rule["spec"])) for rule in self.explicit]
+                )
             return AdapterConfig(**self.adapter).rules(method)
-        except TypeError as error:
+        except (TypeError, ValueError, LookupError) as error:
             raise DoraError(f"adapter: {error}") from None
 
 
@@ -93,6 +104,11 @@ def find_adapter(path: Path) -> Path:
             return folder
     if not path.exists():
         raise DoraError(f"{path}: no such folder")
+    if (path / "adapter_config.json").is_file():
+        raise DoraError(
+            f"{path}: is a PEFT adapter; make it one of ours first: dora-jax import {path} --out "
+            "FOLDER"
+        )
     inside = sorted(p.parent.parent for p in path.glob(f"**/{FOLDER}/{ADAPTER_FILE}"))
     more = f" and {len(inside) - 8} more" if len(inside) > 8 else ""
     hint = f"; there are {', '.join(map(str, inside[:8]))}{more}" if inside else ""
@@ -151,9 +167,18 @@ def attach(base: Params, trainable: Params, model: Llama, where: Path | str) -> 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A base model with, perhaps, an adapter in it; float32; numpy, or jax if placed."""
+    """A base model with, perhaps, an adapter in it; float32; numpy, or jax if placed.
+
+    Attributes:
+        pretrained: the base model, as the adapter was trained on it: rounded, or untied.
+        original: the base model, as it was read.
+        params: of the model with the adapter.
+        rules: the adapter's.
+        info: what it belongs to.
+    """
 
     pretrained: Pretrained
+    original: Pretrained
     params: Params
     rules: AdapterRules | None
     info: AdapterInfo | None
@@ -182,7 +207,7 @@ def load_model(
         if model is None:
             raise ValueError("give a model, an adapter, or both")
         pretrained = _base(model, sharding)
-        return Loaded(pretrained, pretrained.params, None, None)
+        return Loaded(pretrained, pretrained, pretrained.params, None, None)
     folder = find_adapter(adapter)
     info = load_info(folder)
     pretrained = _base(info.model if model is None else model, sharding)
@@ -191,10 +216,13 @@ def load_model(
     if info.dtype != "float32":
         rounded = jnp.dtype(info.dtype)
         base = jax.tree.map(lambda x: x.astype(rounded).astype(np.float32), base)
+    config = pretrained.config
+    if info.untied:
+        base, config = untie(base), dataclasses.replace(config, tie_word_embeddings=False)
+    original, pretrained = pretrained, dataclasses.replace(pretrained, config=config, params=base)
     rules = info.rules()
-    plain = Llama(pretrained.config, rules)
-    params = attach(base, load_tree(folder / WEIGHTS), plain, folder)
-    return Loaded(pretrained, params, rules, info)
+    params = attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder)
+    return Loaded(pretrained, original, params, rules, info)
 
 
 def _base(model: str | Pretrained, sharding: Shardings | None) -> Pretrained:

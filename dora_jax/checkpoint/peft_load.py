@@ -85,17 +85,15 @@ def load_peft(folder: str | Path, config: LlamaConfig, base: Params | None = Non
     folder = Path(folder)
     peft = read_config(folder)
     file = _open(folder)
+    _check_types(folder, file)
     if needs_own_head(peft, config):
         config = dataclasses.replace(config, tie_word_embeddings=False)
     names = {current_name(name): name for name in file.tensors}
-    dtypes = {file.tensors[original].dtype for original in names.values()}
-    if unknown := dtypes - set(DTYPES):
-        name = next(n for n, stored in file.tensors.items() if stored.dtype in unknown)
-        raise DoraError(
-            f"{folder / WEIGHTS_FILE}: {name} is of type {file.tensors[name].dtype}; supported: "
-            f"{', '.join(DTYPES)}. Save the adapter in one of them"
-        )
-    factors = {DTYPES[file.tensors[o].dtype] for n, o in names.items() if ".lora_" in n}
+    factors = {
+        DTYPES[file.tensors[original].dtype]
+        for name, original in names.items()
+        if ".lora_" in name and not name.endswith("magnitude_vector")
+    }
     param_dtype: Any = factors.pop() if len(factors) == 1 else "float32"
     rules = rules_of(peft, config, str(folder), param_dtype)
 
@@ -129,6 +127,15 @@ def load_peft(folder: str | Path, config: LlamaConfig, base: Params | None = Non
     return PeftAdapter(config, rules, flax.traverse_util.unflatten_dict(flat, sep="/"), peft)
 
 
+def _check_types(folder: Path, file: SafetensorsFile) -> None:
+    for name, stored in file.tensors.items():
+        if stored.dtype not in DTYPES:
+            raise DoraError(
+                f"{folder / WEIGHTS_FILE}: {name} is of type {stored.dtype}; supported: "
+                f"{', '.join(DTYPES)}. Save the adapter in one of them"
+            )
+
+
 def _open(folder: Path) -> SafetensorsFile:
     path = folder / WEIGHTS_FILE
     if path.is_file():
@@ -139,6 +146,20 @@ def _open(folder: Path) -> SafetensorsFile:
             "once with a newer PEFT and save it again (save_pretrained writes safetensors)"
         )
     raise DoraError(f"{folder}: holds no {WEIGHTS_FILE}; download or save the adapter again")
+
+
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Return the tensors of an adapter's folder by the current spelling of their names.
+
+    Raises:
+        DoraError: when it holds no safetensors file, a damaged one, or tensors of another type.
+    """
+    file = _open(folder)
+    _check_types(folder, file)
+    return {
+        current_name(name): np.array(file.rows(name, 0, stored.shape[0]))
+        for name, stored in file.tensors.items()
+    }
 
 
 def layers_of(module: Module, spec: AdapterSpec) -> list[tuple[str, int]]:

@@ -54,6 +54,7 @@ def trainable_alone(params, info):
         ("dora", {}),
         ("dora", {"modules": "qkv-dora", "norm_axis": "in"}),
         ("lora", {"modules": "all-linear", "scaling": "rslora"}),
+        ("dora", {"init": "pissa"}),
         ("magnitude", {}),
         ("full", {"modules": "(q|down)_proj"}),
     ],

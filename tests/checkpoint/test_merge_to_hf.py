@@ -8,6 +8,7 @@ import pytest
 from dora_jax.checkpoint.adapter import load_model
 from dora_jax.checkpoint.hf import read_hf_folder
 from dora_jax.checkpoint.merge import merge_to_hf
+from dora_jax.checkpoint.state import flatten
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import Llama
 from tests.checkpoint.tiny_adapter import adapter_info, write_adapter, write_base
@@ -76,11 +77,19 @@ def test_other_adapters_merge_too(tmp_path, base, base_logits, method, fields):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_weights_are_merged_in_float32_and_rounded_once(tmp_path, adapter, dtype):
     part, _ = adapter
-    merge_to_hf(part, tmp_path / "whole")
-    merge_to_hf(part, tmp_path / "half", dtype)
+    assert merge_to_hf(part, tmp_path / "whole") is None
+    lost = merge_to_hf(part, tmp_path / "half", dtype)
     whole, half = (read_hf_folder(tmp_path / name)[1] for name in ("whole", "half"))
     rounded = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), whole)
     jax.tree.map(np.testing.assert_array_equal, half, rounded)
+    error = {k: np.abs(x - flatten(whole)[k]) for k, x in flatten(half).items()}
+    assert (lost.dtype, lost.path) == (dtype, max(error, key=lambda k: error[k].max()))
+    assert lost.change == error[lost.path].max()
+    plain = flatten(our_params(hf_weights()))
+    moved = {k: x - plain[k] for k, x in flatten(whole).items() if (x != plain[k]).any()}
+    sums = [sum(np.square(x[k], dtype=float).sum() for k in moved) for x in (error, moved)]
+    np.testing.assert_allclose(lost.share, np.sqrt(sums[0] / sums[1]), rtol=1e-6)
+    assert f"changes a weight by {lost.change:.3g} at most ({lost.path})" in str(lost)
 
 
 def test_a_folder_in_use_is_refused_and_left_alone(tmp_path, adapter):
