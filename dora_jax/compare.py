@@ -40,8 +40,9 @@ from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, load_model, save_ad
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.cost import step_cost
 from dora_jax.data.examples import Split
+from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.task import Score, Task, encode_task, read_examples
+from dora_jax.evaluation.task import Score, Task, encode_task
 from dora_jax.models.llama import SHARDING, Llama, param_shapes
 from dora_jax.partition import Params, count_parameters, partition, trainable_mask
 from dora_jax.processes import first_decides, is_first

@@ -6,8 +6,9 @@ import json
 import pytest
 
 from dora_jax.data.formats import SAMPLE
+from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.task import encode_task, read_examples
+from dora_jax.evaluation.task import encode_task
 from dora_jax.training.config import DataConfig
 from tests.checkpoint.tiny_model import tokenizer
 

@@ -5,9 +5,10 @@ import jax
 import numpy as np
 import pytest
 
+from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import exact_matches
-from dora_jax.evaluation.task import encode_task, read_examples
+from dora_jax.evaluation.task import encode_task
 from dora_jax.generation import Sampling, generate_ids
 from dora_jax.models.llama import Llama
 from dora_jax.training.config import DataConfig, TrainConfig
