@@ -64,6 +64,10 @@ class AdapterInfo:
     explicit: tuple[dict[str, Any], ...] | None = None
     untied: bool = False
 
+    def __post_init__(self) -> None:
+        # As it is read back: JSON has no tuples.
+        object.__setattr__(self, "adapter", json.loads(json.dumps(self.adapter)))
+
     def rules(self) -> AdapterRules:
         """Return the rules that the model must be built with.
 

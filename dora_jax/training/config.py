@@ -226,6 +226,7 @@ class AdapterConfig:
     """Modules that train in full beside the adapters, by the end of their path: lm_head, norm."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "modules_to_save", tuple(self.modules_to_save))  # JSON's lists
         _require_choice("adapter.bias", self.bias, Bias)
         for pattern in self.modules_to_save:
             _require_pattern("adapter.modules_to_save", pattern)
