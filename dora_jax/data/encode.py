@@ -103,9 +103,9 @@ def encode_all(
             if too_long == "error":
                 raise DoraError(
                     f"{example.where or f'row {number}'}: is {length} tokens long, more than "
-                    f"data.max_length "
-                    f"({max_length}): raise --data.max-length, or let --data.too-long drop or "
-                    f"truncate such rows (it begins {(example.prompt or example.answer)[:60]!r})"
+                    f"data.max_length ({max_length}): raise --data.max-length, or let "
+                    "--data.too-long drop or truncate such rows (it begins "
+                    f"{(example.prompt or example.answer)[:60]!r})"
                 )
             shorter = _CUTS[too_long](row, max_length, len(tokenizer.start_ids))
             if shorter is None:

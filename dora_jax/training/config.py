@@ -172,6 +172,8 @@ class DataConfig:
         for name, choices in (("train_on", TrainOn), ("too_long", TooLong), ("packing", Packing)):
             _require_choice(f"data.{name}", getattr(self, name), choices)
         _require_seed("data.seed", self.seed)
+        if self.workers and not self.read_ahead:
+            raise DoraError("data.workers make batches ahead: data.read_ahead must not be 0")
         self._check_sources()
 
     def _check_sources(self) -> None:

@@ -51,6 +51,7 @@ REFUSED = [
     (DataConfig, {"packing": "packed"}, "got 'packed' (did you mean 'pack'?)"),
     (DataConfig, {"train_on": "answer"}, "got 'answer' (did you mean 'answers'?)"),
     (DataConfig, {"too_long": "truncate"}, "data.too_long must be one of 'drop', 'truncate_left'"),
+    (DataConfig, {"workers": 2, "read_ahead": 0}, "data.read_ahead must not be 0"),
     (DataConfig, {"buckets": 0}, "data.buckets must be a whole number of at least 1; got 0"),
     (DataConfig, {"workers": -1}, "data.workers must be a whole number of at least 0; got -1"),
     (DataConfig, {"mix": {"a": 1.0}}, "data.mix is given without data.eval: give both files"),
@@ -233,7 +234,7 @@ def test_settings_name_every_field_of_every_part():
 
 
 def test_who_makes_the_batches_names_no_other_run():
-    data = DataConfig(read_ahead=0, workers=3)
+    data = DataConfig(read_ahead=5, workers=3)
     assert ExperimentConfig(data=data).run_folder() == ExperimentConfig().run_folder()
     assert ExperimentConfig(data=DataConfig(packing="pack")).run_folder() != (
         ExperimentConfig().run_folder()
