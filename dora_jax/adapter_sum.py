@@ -9,7 +9,8 @@ another one. So the sum means
 
 which is again one DoRA adapter, exactly: factors [w_i s_i A_i] and [c_i / g B_i] of the ranks
 together, at scale 1, and magnitude m = g ||V||. Trained magnitudes are neither dropped nor
-averaged; merged and unmerged are the same. `svd` cuts the factors' product to a lower rank and keeps g.
+averaged; merged and unmerged are the same. `svd` cuts the factors' product to a lower rank and
+keeps g.
 """
 
 from collections.abc import Mapping, Sequence

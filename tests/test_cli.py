@@ -39,7 +39,8 @@ def test_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "train", "evaluate", "generate", "chat", "merge", "models"]
+    "command",
+    ["compare", "train", "evaluate", "generate", "chat", "merge", "import", "export", "models"],
 )
 def test_help_of_a_command_names_fields_with_defaults(capsys, command):
     with pytest.raises(SystemExit) as error:

@@ -202,16 +202,19 @@ def load_model(model: str | None, adapter: Path | None) -> Loaded:
     pretrained = load_pretrained(info.model if model is None else model)
     _check_weights(folder, info, pretrained)
     base = pretrained.params
-    if info.dtype != "float32":
-        rounded = jnp.dtype(info.dtype)
-        base = jax.tree.map(lambda x: np.asarray(x).astype(rounded).astype(np.float32), base)
+    base = jax.tree.map(lambda x: np.asarray(x).astype(jnp.dtype(info.dtype)), base)
     config = pretrained.config
     if info.untied:
         base, config = untie(base), dataclasses.replace(config, tie_word_embeddings=False)
-    pretrained = dataclasses.replace(pretrained, config=config, params=base)
     rules = info.rules()
-    params = attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder)
+    # Wide again at the end alone: a residual kernel (PiSSA) was rounded in training too.
+    params = _wide(attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder))
+    pretrained = dataclasses.replace(pretrained, config=config, params=_wide(base))
     return Loaded(pretrained, params, rules, info)
+
+
+def _wide(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32, copy=False), params)
 
 
 def _check_weights(folder: Path, info: AdapterInfo, pretrained: Pretrained) -> None:
