@@ -202,7 +202,7 @@ def load_model(model: str | None, adapter: Path | None) -> Loaded:
     pretrained = load_pretrained(info.model if model is None else model)
     _check_weights(folder, info, pretrained)
     base = pretrained.params
-    base = jax.tree.map(lambda x: np.asarray(x).astype(jnp.dtype(info.dtype)), base)
+    base = jax.tree.map(lambda x: x.astype(jnp.dtype(info.dtype)), base)
     config = pretrained.config
     if info.untied:
         base, config = untie(base), dataclasses.replace(config, tie_word_embeddings=False)
@@ -214,7 +214,7 @@ def load_model(model: str | None, adapter: Path | None) -> Loaded:
 
 
 def _wide(params: Params) -> Params:
-    return jax.tree.map(lambda leaf: np.asarray(leaf).astype(np.float32, copy=False), params)
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
 
 
 def _check_weights(folder: Path, info: AdapterInfo, pretrained: Pretrained) -> None:
