@@ -80,8 +80,11 @@ def sum_adapters(
         parts = []
         for number, (own, _) in enumerate(adapters):
             spec = own.spec_for(path, weight)
-            if spec.method != "frozen" or spec.train_bias:
+            trains_bias = spec.train_bias and "bias" in leaves
+            if spec.method != "frozen" or trains_bias:
                 where = f"adapter {number}, module {path!r}"
+                if spec.method == "full" or trains_bias:
+                    raise DoraError(f"{where}: trains weights or biases of its own; merge it first")
                 found = _checked(where, spec, given[number].get(path, {}), leaves[weight], how)
                 parts.append(_Part(float(weights[number]), spec, found))
         if not parts:
@@ -108,8 +111,6 @@ def _checked(
     where: str, spec: AdapterSpec, leaves: Mapping[str, Any], kernel: Any, how: How
 ) -> dict[str, np.ndarray]:
     """Return an adapter's leaves, if it can be added."""
-    if spec.method in ("full", "frozen") or spec.train_bias:
-        raise DoraError(f"{where}: trains weights or biases of its own; merge it first")
     if spec.norm_axis == "in" and spec.has_magnitude:
         raise DoraError(f"{where}: has magnitudes of its inputs (norm_axis='in'); merge it first")
     if takes_from_kernel(spec.init):

@@ -243,9 +243,10 @@ def _export(argv: Sequence[str]) -> None:
 
 
 def _adapters(argv: Sequence[str]) -> None:
-    if argv[:1] != ["show"]:
+    if argv[:1] not in (["show"], ["-h"], ["--help"]):
         raise DoraError("dora-jax adapters shows what one holds: dora-jax adapters show FOLDER")
-    args = tyro.cli(ShowArgs, args=list(argv[1:]), prog="dora-jax adapters show")
+    own = argv[1:] if argv[0] == "show" else argv
+    args = tyro.cli(ShowArgs, args=list(own), prog="dora-jax adapters show")
     from dora_jax.checkpoint.exchange import describe
 
     for line in describe(args.folder):

@@ -39,7 +39,19 @@ def test_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", ["compare", "train", "evaluate", "generate", "chat", "merge", "models"]
+    "command",
+    [
+        "compare",
+        "train",
+        "evaluate",
+        "generate",
+        "chat",
+        "merge",
+        "import",
+        "export",
+        "adapters",
+        "models",
+    ],
 )
 def test_help_of_a_command_names_fields_with_defaults(capsys, command):
     with pytest.raises(SystemExit) as error:
@@ -50,6 +62,9 @@ def test_help_of_a_command_names_fields_with_defaults(capsys, command):
         "generate": "--prompts",
         "chat": "--system",
         "merge": "--out",
+        "import": "--model",
+        "export": "--as-lora",
+        "adapters": "adapters show",
         "models": "pull NAME",
     }
     assert expected.get(command, "--optim.learning-rate") in out

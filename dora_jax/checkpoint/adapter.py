@@ -217,20 +217,23 @@ def load_model(
     pretrained = _base(info.model if model is None else model, sharding)
     _check_weights(folder, info, pretrained)
     base = pretrained.params
-    if info.dtype != "float32":
-        rounded = jnp.dtype(info.dtype)
-        base = jax.tree.map(lambda x: x.astype(rounded).astype(np.float32), base)
+    base = jax.tree.map(lambda x: x.astype(jnp.dtype(info.dtype)), base)
     config = pretrained.config
     if info.untied:
         base, config = untie(base), dataclasses.replace(config, tie_word_embeddings=False)
-    original, pretrained = pretrained, dataclasses.replace(pretrained, config=config, params=base)
     rules = info.rules()
-    params = attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder)
-    return Loaded(pretrained, original, params, rules, info)
+    # Wide again at the end alone: a residual kernel (PiSSA) was rounded in training too.
+    params = _wide(attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder))
+    trained_on = dataclasses.replace(pretrained, config=config, params=_wide(base))
+    return Loaded(trained_on, pretrained, params, rules, info)
 
 
 def _base(model: str | Pretrained, sharding: Shardings | None) -> Pretrained:
     return model if isinstance(model, Pretrained) else load_pretrained(model, sharding=sharding)
+
+
+def _wide(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32), params)
 
 
 def _check_weights(folder: Path, info: AdapterInfo, pretrained: Pretrained) -> None:

@@ -101,14 +101,13 @@ def load_peft(folder: str | Path, config: LlamaConfig, base: Params | None = Non
         original = names[name]
         return np.array(file.rows(original, 0, file.tensors[original].shape[0]))
 
-    all_modules = modules(config)
-    specs = {module: rules.spec_for(module.path, module.weight) for module in all_modules}
+    specs = {module: rules.spec_for(module.path, module.weight) for module in modules(config)}
     base_weights = {
         f"{PREFIX}{module.names[0]}.base_layer.weight": module
         for module, spec in specs.items()
         if spec.has_low_rank and not module.is_stacked
     }
-    expected = _shapes(specs, peft)
+    expected = _shapes(specs)
     found = {
         name: file.tensors[original].shape
         for name, original in names.items()
@@ -169,8 +168,11 @@ def layers_of(module: Module, spec: AdapterSpec) -> list[tuple[str, int]]:
 
 
 def own_names(module: Module, spec: AdapterSpec) -> dict[str, list[str]]:
-    """Return PEFT's names of a module's own trained tensors, one a layer, by leaf."""
-    bias = ("bias",) if spec.train_bias else ()
+    """Return PEFT's names of a module's own trained tensors, one a layer, by leaf.
+
+    (A rule for biases may cover modules that have none.)
+    """
+    bias = ("bias",) if spec.train_bias and "bias" in module.leaves else ()
     leaves = tuple(module.leaves) if spec.method == "full" else bias
     inside = "base_layer." if spec.has_low_rank else ""
     return {
@@ -182,7 +184,7 @@ def own_names(module: Module, spec: AdapterSpec) -> dict[str, list[str]]:
     }
 
 
-def _shapes(specs: Mapping[Module, AdapterSpec], peft: PeftConfig) -> dict[str, tuple[int, ...]]:
+def _shapes(specs: Mapping[Module, AdapterSpec]) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor that a file must hold."""
     expected = {}
     for module, spec in specs.items():

@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from dora_jax.checkpoint.names import Tensor, names_in_file, tensors
 from dora_jax.models.config import LlamaConfig
 
@@ -109,5 +107,4 @@ def torch_paths(modules: Iterable[Module]) -> list[str]:
 
 def untie(params: dict) -> dict:
     """Return parameters in which the head has a copy of the embedding of its own."""
-    embedding = np.asarray(params["embed_tokens"]["embedding"])
-    return {**params, "lm_head": {"kernel": embedding.T}}
+    return {**params, "lm_head": {"kernel": params["embed_tokens"]["embedding"].T}}

@@ -55,11 +55,10 @@ def save_peft(
     """
     folder = Path(folder)
     check_free_name(folder)
-    if config.tie_word_embeddings is False and "lm_head" not in base:
+    if not config.tie_word_embeddings and "lm_head" not in base:
         base = untie(base)
-    all_modules = modules(config)
-    specs = {module: rules.spec_for(module.path, module.weight) for module in all_modules}
-    if config.tie_word_embeddings and specs[all_modules[0]].has_low_rank:
+    specs = {module: rules.spec_for(module.path, module.weight) for module in modules(config)}
+    if config.tie_word_embeddings and rules.spec_for("embed_tokens", "embedding").has_low_rank:
         raise DoraError(
             "module 'embed_tokens': its adapter is the tied head's too, which PEFT cannot say; "
             "merge the adapter instead (dora-jax merge)"
@@ -89,16 +88,9 @@ def save_peft(
 
 
 def _as_json(peft: PeftConfig) -> dict[str, Any]:
-    given = {k: v or None for k, v in dataclasses.asdict(peft).items() if v in ((), None)}
-    return (
-        dataclasses.asdict(peft)
-        | given
-        | {
-            "peft_type": "LORA",
-            "inference_mode": True,
-            "fan_in_fan_out": False,
-        }
-    )
+    # What is empty is null there.
+    given = {k: None if v == () else v for k, v in dataclasses.asdict(peft).items()}
+    return given | {"peft_type": "LORA", "inference_mode": True, "fan_in_fan_out": False}
 
 
 def _leaf(flat: Mapping[str, Any], path: str) -> Any:

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dora_jax.adapters import init_adapters
 from dora_jax.checkpoint.adapter import attach, find_adapter, load_info, load_model, save_adapter
 from dora_jax.checkpoint.pretrained import fingerprint
 from dora_jax.checkpoint.state import flatten, load_tree
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import Llama
+from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import partition, trainable_mask
 from tests.checkpoint.tiny_adapter import adapter_info, trained_params, write_adapter, write_base
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
@@ -83,6 +84,20 @@ def test_bfloat16_factors_and_a_bfloat16_base(tmp_path, base):
     np.testing.assert_array_equal(
         q_proj["lora_b"], trainable["layers"]["self_attn"]["q_proj"]["lora_b"]
     )
+
+
+def test_a_residual_kernel_is_rounded_as_in_training(tmp_path, base):
+    info = dataclasses.replace(adapter_info(base, "lora", init="olora"), dtype="bfloat16")
+    rounded = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), our_params(hf_weights()))
+    shapes = param_shapes(Llama(CONFIG, info.rules()))
+    params = init_adapters(rounded, shapes, info.rules(), jax.random.key(0))
+    save_adapter(tmp_path / "adapter", info, trainable_alone(params, info))
+    found = load_model(None, tmp_path / "adapter").params["layers"]["mlp"]["up_proj"]["kernel"]
+    expected = params["layers"]["mlp"]["up_proj"]["kernel"]
+    assert expected.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+    plain = rounded["layers"]["mlp"]["up_proj"]["kernel"].astype(np.float32)
+    assert np.abs(found - plain).max() > 0.01
 
 
 def test_the_base_model_alone(base):

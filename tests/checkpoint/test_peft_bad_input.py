@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from dora_jax.adapters import init_adapters
 from dora_jax.checkpoint.peft_config import REFUSED, parse_config
 from dora_jax.checkpoint.peft_load import load_peft
 from dora_jax.checkpoint.peft_modules import current_name
@@ -198,7 +200,6 @@ def exported(tmp_path, model, *rules):
     config, params = model
     rules = AdapterRules(rules)
     shapes = param_shapes(Llama(config, rules))
-    import jax
 
     trained = jax.tree.map(lambda leaf: np.zeros(leaf.shape, "f4"), shapes)
     with pytest.raises(DoraError) as caught:
@@ -239,3 +240,17 @@ def test_missing_leaves_and_a_folder_in_use(tmp_path, llama):
         save_peft(tmp_path / "out", config, rules, params, params)
     with pytest.raises(DoraError, match="exists and is not an empty folder"):
         save_peft(GOLDEN, config, rules, params, params)
+
+
+def test_a_rule_for_biases_may_cover_modules_without_one(tmp_path):
+
+    config, params = base(tmp_path / "base", "qwen2")
+    lora = AdapterSpec("lora", rank=2, train_bias=True)
+    rules = AdapterRules([("(q|o)_proj", lora), (".*", AdapterSpec("frozen", train_bias=True))])
+    shapes = param_shapes(Llama(config, rules))
+    trained = init_adapters(params, shapes, rules, jax.random.key(0))
+    assert save_peft(tmp_path / "out", config, rules, trained, params).bias == "all"
+    again = load_peft(tmp_path / "out", config, params)
+    assert {"lora_a", "lora_b", "bias"} == set(again.trainable["layers"]["self_attn"]["q_proj"])
+    assert {"lora_a", "lora_b"} == set(again.trainable["layers"]["self_attn"]["o_proj"])
+    assert {"bias"} == set(again.trainable["layers"]["self_attn"]["k_proj"])
