@@ -89,7 +89,7 @@ def test_formats_are_told_by_their_fields(row, expected):
         ({"question": "a", "answer": True}, "'answer' must be a text, not empty; got True"),
         ({"text": " "}, "'text' must be a text, not empty"),
         ({"instruction": "a", "output": "b", "system": 3}, "'system' must be a text; got 3"),
-        ("hello", 'must be a JSON object such as .*; got "hello"'),
+        ("hello", "must be a JSON object such as .*; got 'hello'"),
     ],
 )
 def test_other_rows_are_refused_by_file_and_line(row, message):
