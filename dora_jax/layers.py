@@ -161,15 +161,15 @@ class _AdaptedProduct:
         # Norms and shapes are the stored kernel's; the product takes the promoted one.
         stored = nn.meta.unbox(module.get_variable("params", "kernel"))
         factors = c = None
-        scale = _scale(module, spec)
+        self.scale = _scale(module, spec)
         if spec.has_low_rank:
             factors = _low_rank_params(module, spec, stored, **self.axes)
         if spec.has_magnitude:
-            c = _column_scale(module, spec, stored, factors, scale, **self.axes)
+            c = _column_scale(module, spec, stored, factors, self.scale, **self.axes)
         dropped = _dropped(module, spec, x) if spec.has_low_rank else x
         if dropped is x or c is None or spec.dropout_style == "low_rank":
-            return self._product(x, dropped, kernel, factors, scale, c)
-        y = self._product(dropped, dropped, kernel, factors, scale, c)
+            return self._product(x, dropped, kernel, factors, c)
+        y = self._product(dropped, dropped, kernel, factors, c)
         return y + self.linear(x - dropped, kernel).astype(y.dtype)
 
     def _product(
@@ -178,7 +178,6 @@ class _AdaptedProduct:
         x_low: jax.Array,
         kernel: jax.Array,
         factors: tuple[jax.Array, jax.Array] | None,
-        scale: float | jax.Array,
         c: jax.Array | None,
     ) -> jax.Array:
         spec, dtype = self.spec, x.dtype
@@ -196,7 +195,7 @@ class _AdaptedProduct:
         z = self.linear(x, kernel)
         if a is not None and b is not None:
             low = checkpoint_name(self.reduce(x_low, a).astype(dtype), LOW_RANK)
-            z = z + scale * self.expand(low, b)
+            z = z + self.scale * self.expand(low, b)
         if c is not None and spec.norm_axis == "out":
             return scale_features(z, self.spread_out(c), dtype)
         return checkpoint_name(z.astype(dtype), PRODUCT)
@@ -422,10 +421,9 @@ class Embed(nn.Embed):
         super().setup()
         spec = self.spec = _spec_of(self, self.adapter, "embedding")
         stored = nn.meta.unbox(self.embedding)
-        self.scale = _scale(self, spec)
         self.factors = _low_rank_params(self, spec, stored, 1, 0) if spec.has_low_rank else None
         self.c = (
-            _column_scale(self, spec, stored, self.factors, self.scale, 1, 0)
+            _column_scale(self, spec, stored, self.factors, spec.scale, 1, 0)
             if spec.has_magnitude
             else None
         )
@@ -438,7 +436,7 @@ class Embed(nn.Embed):
         if self.factors is not None:
             a, b = self.factors
             low = jnp.take(a, inputs, axis=0).astype(y.dtype)
-            z = z + self.scale * _expand(low, b.astype(y.dtype), 0, None)
+            z = z + self.spec.scale * _expand(low, b.astype(y.dtype), 0, None)
         if self.c is None:
             return z.astype(y.dtype)
         if self.spec.norm_axis == "in":
@@ -459,7 +457,7 @@ class Embed(nn.Embed):
         if self.factors is not None:
             a, b = (f.astype(dtype) for f in self.factors)
             low = _dot(query, b, (((last,), (1,)), ((), ())), None).astype(dtype)
-            z = z + self.scale * _dot(low, a, (((last,), (1,)), ((), ())), None)
+            z = z + self.spec.scale * _dot(low, a, (((last,), (1,)), ((), ())), None)
         if c is not None and self.spec.norm_axis == "in":
             return scale_features(z, c, dtype)
         return z.astype(dtype)
