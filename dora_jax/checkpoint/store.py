@@ -7,6 +7,8 @@ a flipped bit, so the manifest has a checksum of every array.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,7 +30,7 @@ from dora_jax.errors import DoraError
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
-_STATE, _MANIFEST = "state", "manifest"
+_STATE, _MANIFEST, _SEAL = "state", "manifest", "seal"
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class CheckpointStore:
                 args=ocp.args.Composite(
                     **{
                         _STATE: ocp.args.StandardSave(arrays),
-                        _MANIFEST: ocp.args.JsonSave(manifest),
+                        _MANIFEST: ocp.args.JsonSave(manifest | {_SEAL: _seal(manifest)}),
                     }
                 ),
                 metrics=None if metric is None else {"metric": metric},
@@ -165,6 +167,9 @@ class CheckpointStore:
             stored = self._manager.restore(
                 step, args=ocp.args.Composite(**{_MANIFEST: ocp.args.JsonRestore()})
             )[_MANIFEST]
+            seal = stored.pop(_SEAL)
+            if seal != _seal(stored):
+                raise ValueError("its manifest is not what was written")
             described = {
                 name: jax.ShapeDtypeStruct(tuple(entry["shape"]), entry["dtype"])
                 for name, entry in stored["arrays"].items()
@@ -211,6 +216,11 @@ class CheckpointStore:
 
     def _writing(self, what: str) -> contextlib.AbstractContextManager[None]:
         return in_words(f"{self.folder}: {what} could not be written", MAKE_ROOM)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Return a digest of a manifest: with a bit flipped it may well be JSON still."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _own_copies(arrays: Mapping[str, Any]) -> dict[str, Any]:

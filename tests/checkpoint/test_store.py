@@ -122,7 +122,7 @@ def test_the_last_two_and_the_best_are_kept(tmp_path):
         assert manifest.metric == 1.0
 
 
-def test_half_written_checkpoints_are_ignored_and_cleared_away(tmp_path):
+def test_half_written_checkpoints_are_ignored(tmp_path):
     folder = saved(tmp_path, state(2))
     # Orbax renames a folder when it is complete; until then it is called so.
     torn = folder / "4.orbax-checkpoint-tmp"
@@ -130,7 +130,6 @@ def test_half_written_checkpoints_are_ignored_and_cleared_away(tmp_path):
     (torn / "state" / "_METADATA").unlink()
     with CheckpointStore(folder) as store:
         assert store.steps() == [2]
-        assert not torn.exists()
         assert_same(store.restore(state())[0], state(2))
         store.save(4, state(4))
     with CheckpointStore(folder) as store:
@@ -181,6 +180,17 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, file, damage
         store.save(4, state(4))
     with CheckpointStore(tmp_path) as store:
         assert_same(store.restore(state())[0], state(4))
+
+
+def test_a_manifest_that_was_changed_is_damaged_though_it_is_json(tmp_path, caplog):
+    path = saved(tmp_path, state(2), state(4)) / "4" / "manifest" / "metadata"
+    text = path.read_text()
+    for name in ("magnitude", "step", "checksum"):
+        assert name in text
+    path.write_text(text.replace("magnitude", "magnitudf"))
+    with CheckpointStore(tmp_path) as store:
+        assert_same(store.restore(state())[0], state(2))
+    assert "its manifest is not what was written" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
