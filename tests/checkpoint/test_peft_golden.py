@@ -40,6 +40,10 @@ def loaded(tmp_path_factory):
     return load
 
 
+# Of float32 logits of about 3: within 1e-5 on jax 0.10, up to 2e-5 on jax 0.12.
+ROUNDING = 4e-5
+
+
 def logits(config, rules, params, tokens=TOKENS):
     with jax.default_matmul_precision("highest"):
         return np.asarray(Llama(config, rules).apply({"params": params}, tokens))
@@ -61,7 +65,7 @@ def by_hf_name(config, params):
 def test_logits_are_pefts(loaded, case):
     adapter, plain, params = loaded(case)
     found = logits(adapter.config, adapter.rules, params)[:, list(SEEN)]
-    np.testing.assert_allclose(found, OUTPUTS[case]["logits"], atol=1e-5)
+    np.testing.assert_allclose(found, OUTPUTS[case]["logits"], atol=ROUNDING)
     untuned = logits(adapter.config, None, {"lm_head": params.get("lm_head"), **plain})
     assert np.abs(untuned[:, list(SEEN)] - found).max() > 0.01
 
@@ -82,7 +86,7 @@ def test_merged_weights_are_pefts(loaded, case):
 def test_merged_and_unmerged_agree(loaded, case):
     adapter, _, params = loaded(case)
     merged = logits(adapter.config, None, merge_params(params, adapter.rules))
-    np.testing.assert_allclose(merged, logits(adapter.config, adapter.rules, params), atol=2e-5)
+    np.testing.assert_allclose(merged, logits(adapter.config, adapter.rules, params), atol=ROUNDING)
 
 
 def stored(folder):
