@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "some-layers": (
-        "gemma2",
+        "mistral",
         {
             "r": 2,
             "lora_alpha": 5,

@@ -40,8 +40,7 @@ def loaded(tmp_path_factory):
     return load
 
 
-# Of float32 logits of about 3: within 1e-5 on jax 0.10, up to 2e-5 on jax 0.12.
-ROUNDING = 4e-5
+ROUNDING = 1e-5  # of float32 logits of about 3
 
 
 def logits(config, rules, params, tokens=TOKENS):
@@ -86,7 +85,9 @@ def test_merged_weights_are_pefts(loaded, case):
 def test_merged_and_unmerged_agree(loaded, case):
     adapter, _, params = loaded(case)
     merged = logits(adapter.config, None, merge_params(params, adapter.rules))
-    np.testing.assert_allclose(merged, logits(adapter.config, adapter.rules, params), atol=ROUNDING)
+    unmerged = logits(adapter.config, adapter.rules, params)
+    # The weight is rounded once more: to 1e-6, as the test above says.
+    np.testing.assert_allclose(merged, unmerged, atol=4 * ROUNDING)
 
 
 def stored(folder):
