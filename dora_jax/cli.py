@@ -171,14 +171,14 @@ def _parse_experiment(command: str, argv: Sequence[str]) -> ExperimentConfig:
 
 def _compare(argv: Sequence[str]) -> None:
     config = _parse_experiment("compare", argv)
-    from dora_jax.compare import compare
+    from dora_jax.comparison.compare import compare
 
     compare(config, command=shlex.join(["dora-jax", "compare", *argv]))
 
 
 def _train(argv: Sequence[str]) -> None:
     config = _parse_experiment("train", argv)
-    from dora_jax.compare import train
+    from dora_jax.comparison.compare import train
 
     train(config, command=shlex.join(["dora-jax", "train", *argv]))
 
@@ -191,7 +191,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         args=overrides,
         prog="dora-jax evaluate CONFIG.py",
     )
-    from dora_jax.compare import evaluate
+    from dora_jax.comparison.evaluate import evaluate
 
     for line in evaluate(args.config, args.adapter):
         print(line)

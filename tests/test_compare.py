@@ -4,12 +4,14 @@ import json
 import numpy as np
 import pytest
 
-from dora_jax import compare as comparison
 from dora_jax.analysis.results import ComparisonResults
 from dora_jax.answer import answer
 from dora_jax.checkpoint.adapter import AdapterInfo, load_model
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.merge import merge_to_hf
+from dora_jax.comparison import compare as comparison
+from dora_jax.comparison import evaluate as evaluating
+from dora_jax.comparison import parts, workbench
 from dora_jax.errors import DoraError
 from dora_jax.training import runs
 from dora_jax.training.config import (
@@ -122,8 +124,8 @@ def test_what_a_run_leaves(results, config):
 
 
 def test_run_again_nothing_is_trained(results, config, monkeypatch):
-    monkeypatch.setattr(comparison, "fit", None)
-    monkeypatch.setattr(comparison.Workbench, "score", None)
+    monkeypatch.setattr(parts, "fit", None)
+    monkeypatch.setattr(workbench.Workbench, "score", None)
     assert facts(comparison.compare(config, "the command")) == facts(results)
 
 
@@ -151,21 +153,21 @@ def test_an_interrupted_run_continues_to_the_same_numbers(
 
 
 def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_path, monkeypatch):
-    fit = comparison.fit
+    fit = parts.fit
 
     def diverging(*args, **fields):
         if "lr0.01" in str(fields["folder"]):
-            raise comparison.DivergedError("the loss is nan")
+            raise parts.DivergedError("the loss is nan")
         return fit(*args, **fields)
 
-    score, splits = comparison.Workbench.score, []
+    score, splits = workbench.Workbench.score, []
 
-    def noted(self, params, split):
+    def noted(self, params, split, *advance):
         splits.append(split)
-        return score(self, params, split)
+        return score(self, params, split, *advance)
 
-    monkeypatch.setattr(comparison, "fit", diverging)
-    monkeypatch.setattr(comparison.Workbench, "score", noted)
+    monkeypatch.setattr(parts, "fit", diverging)
+    monkeypatch.setattr(workbench.Workbench, "score", noted)
     found = comparison.compare(dataclasses.replace(config, out=tmp_path / "run"), "the command")
     # Rates are chosen by validation rows, methods judged by evaluation rows.
     assert splits == ["evaluation", "validation", "validation", "evaluation", "evaluation"]
@@ -175,9 +177,9 @@ def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_p
 
 def test_if_every_rate_diverges_it_ends(config, tmp_path, monkeypatch):
     def diverging(*args, **fields):
-        raise comparison.DivergedError("the loss is nan")
+        raise parts.DivergedError("the loss is nan")
 
-    monkeypatch.setattr(comparison, "fit", diverging)
+    monkeypatch.setattr(parts, "fit", diverging)
     with pytest.raises(DoraError, match="lora diverged at every learning rate that was tried"):
         comparison.compare(dataclasses.replace(config, out=tmp_path / "run"), "the command")
 
@@ -219,14 +221,14 @@ def test_an_adapter_is_refused_on_other_weights(results, config, inputs, tmp_pat
 
 
 def test_other_weights_at_the_same_path_are_another_run(results, config, monkeypatch):
-    load = comparison.load_pretrained
+    load = workbench.load_pretrained
 
     def changed(name, sharding):
         found = load(name, sharding=sharding)
         found.params["norm"]["scale"] = found.params["norm"]["scale"] * 1.01
         return found
 
-    monkeypatch.setattr(comparison, "load_pretrained", changed)
+    monkeypatch.setattr(workbench, "load_pretrained", changed)
     with pytest.raises(DoraError, match=r"another config \(weights is"):
         comparison.compare(config, "the command")
 
@@ -268,30 +270,30 @@ def test_a_search_without_rows_is_refused(config):
 
 def test_evaluate_scores_an_adapter_as_the_comparison_did(results, config):
     for run in results.runs:
-        (line,) = comparison.evaluate(config, config.out / "seed-0" / run.method)
+        (line,) = evaluating.evaluate(config, config.out / "seed-0" / run.method)
         assert line == f"accuracy {run.accuracy:.1%} of 12 rows, loss {run.loss:.4f}"
     chat = dataclasses.replace(config, data=dataclasses.replace(config.data, prompt="chat"))
     with pytest.raises(DoraError, match=r"template 'plain', not 'chat': give --data.prompt plain"):
-        comparison.evaluate(chat, config.out / "seed-0" / "dora")
-    (line,) = comparison.evaluate(config, None)
+        evaluating.evaluate(chat, config.out / "seed-0" / "dora")
+    (line,) = evaluating.evaluate(config, None)
     assert line.startswith(f"accuracy {results.base.accuracy:.1%} of 12 rows")
 
 
 def test_rows_that_an_adapter_may_have_seen_are_warned_of():
     data = DataConfig(seed=1)
     info = AdapterInfo("m", "s", "dora", {}, "plain", data=ExperimentConfig().settings()["data"])
-    (line,) = comparison._doubts(ExperimentConfig(data=data), info)
+    (line,) = evaluating._doubts(ExperimentConfig(data=data), info)
     assert line.startswith("warning: the adapter was trained with data.seed 0, not 1")
-    assert comparison._doubts(ExperimentConfig(), info) == []
+    assert evaluating._doubts(ExperimentConfig(), info) == []
     assert (
-        comparison._doubts(ExperimentConfig(data=data), dataclasses.replace(info, data=None)) == []
+        evaluating._doubts(ExperimentConfig(data=data), dataclasses.replace(info, data=None)) == []
     )
 
 
-@pytest.mark.parametrize("command", [comparison.compare, comparison.evaluate])
+@pytest.mark.parametrize("command", [comparison.compare, evaluating.evaluate])
 def test_data_are_read_before_a_model_is_loaded(config, tmp_path, monkeypatch, command):
-    monkeypatch.setattr(comparison, "load_pretrained", None)
-    monkeypatch.setattr(comparison, "load_model", None)
+    monkeypatch.setattr(workbench, "load_pretrained", None)
+    monkeypatch.setattr(evaluating, "load_model", None)
     data = dataclasses.replace(config.data, eval=tmp_path / "none.jsonl")
     with pytest.raises(DoraError, match=r"none\.jsonl"):
         command(dataclasses.replace(config, data=data), None)
@@ -317,7 +319,7 @@ def test_an_adapter_of_rounded_weights_is_merged_into_those(config, tmp_path):
         out=tmp_path / "half",
     )
     (run,) = comparison.train(half, "the command").runs
-    (line,) = comparison.evaluate(half, half.out / "seed-0" / "dora")
+    (line,) = evaluating.evaluate(half, half.out / "seed-0" / "dora")
     assert line == f"accuracy {run.accuracy:.1%} of 12 rows, loss {run.loss:.4f}"
     loaded = load_model(None, half.out / "seed-0" / "dora")
     kernel = loaded.params["layers"]["mlp"]["up_proj"]["kernel"]
@@ -385,7 +387,7 @@ def test_a_run_with_everything_on(config, tmp_path):
     assert [row["step"] for row in rows if "validation_loss" in row] == [2, 4]
     assert list((part / "profile").rglob("*.xplane.pb"))
     assert list((part / "tensorboard").iterdir())
-    (line,) = comparison.evaluate(run, part)
+    (line,) = evaluating.evaluate(run, part)
     assert (
         line == f"accuracy {found.runs[0].accuracy:.1%} of 12 rows, loss {found.runs[0].loss:.4f}"
     )

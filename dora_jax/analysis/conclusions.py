@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
 from dora_jax.analysis.statistics import SIGNIFICANCE
-from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary, method_label
+from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 
 CEILING = 0.97  # above it, rows are too easy to tell two methods apart
 
@@ -200,7 +200,7 @@ def _cost(pair: PairSummary) -> list[str]:
 def _magnitude_cautions(summary: Summary) -> list[Caution]:
     found = []
     for evidence in summary.magnitudes:
-        run = f"{method_label(evidence.run.method)}, seed {evidence.run.seed}"
+        run = f"{summary.label(evidence.run.method)}, seed {evidence.run.seed}"
         if evidence.parameters == 0:
             text = f"NOT ON: {run} has no magnitude parameters: there was nothing to train."
         elif evidence.moved is False:

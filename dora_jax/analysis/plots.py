@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 
 from dora_jax.analysis import formatting as say
-from dora_jax.analysis.results import HistoryPoint, RunResult
+from dora_jax.analysis.results import METHOD_LABELS, HistoryPoint, RunResult
 from dora_jax.analysis.statistics import Interval, difference_interval
-from dora_jax.analysis.summary import LABELS, MethodSummary, PairSummary, Summary, method_label
+from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 from dora_jax.analysis.svg import (
     BASE,
     INK,
@@ -119,7 +119,7 @@ def loss_plot(summary: Summary) -> Plot | None:
     axes.set_ylabel("training loss")
     # The fall of the first steps would press the rest, where methods differ, flat.
     axes.set_ylim(*_padded(np.concatenate([v[len(v) // 7 :] for v in drawn])))
-    words = [f"{method_label(name)} ends near {np.mean(v):.3g}" for name, v in final.items()]
+    words = [f"{summary.label(name)} ends near {np.mean(v):.3g}" for name, v in final.items()]
     alt = f"Training loss by step: {say.listed(words)}."
     return Plot(to_svg(figure, "loss"), alt, tuple(final))
 
@@ -165,7 +165,7 @@ def search_plot(summary: Summary) -> Plot | None:
             points.append((trial.learning_rate, 100 * score if by_accuracy else score))
             if trial.chosen:
                 axes.plot(*points[-1], "o", markersize=11, color=colour, markerfacecolor="none")
-                chosen.append(f"{method_label(name)} {say.learning_rate(trial.learning_rate)}")
+                chosen.append(f"{summary.label(name)} {say.learning_rate(trial.learning_rate)}")
         if points:
             axes.plot(*zip(*sorted(points), strict=True), "-o", color=colour, markersize=4.5)
         rates |= {rate for rate, _ in points}
@@ -214,18 +214,20 @@ def _history_plot(
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=None))
-    words = [f"{method_label(name)} ends at {100 * np.mean(v):.3g} %" for name, v in final.items()]
+    words = [f"{summary.label(name)} ends at {100 * np.mean(v):.3g} %" for name, v in final.items()]
     return Plot(to_svg(figure, name), f"{title}: {say.listed(words)}.", tuple(final))
 
 
 def _colours(summary: Summary) -> dict[str, str]:
-    """A method that has a label keeps its colour in every report; others share what is left."""
-    known = list(LABELS)
-    others = [m.method for m in summary.methods if m.method not in known]
+    """A method keeps its colour in every report, at all points of a grid; others share the rest."""
+    known = list(METHOD_LABELS)[:4]
+    starts = dict.fromkeys(m.arm.start for m in summary.methods)
+    others = [start for start in starts if start not in known]
     free = METHODS[len(known) :]
-    return dict(zip(known, METHODS, strict=False)) | {
-        method: free[i % len(free)] for i, method in enumerate(others)
+    of_start = dict(zip(known, METHODS, strict=False)) | {
+        start: free[i % len(free)] for i, start in enumerate(others)
     }
+    return {m.method: of_start[m.arm.start] for m in summary.methods}
 
 
 def _lines(summary: Summary) -> list[tuple[MethodSummary, RunResult, str, float]]:

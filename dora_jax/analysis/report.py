@@ -13,7 +13,7 @@ from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.conclusions import cautions, conclude, is_shown
 from dora_jax.analysis.plots import Plot
 from dora_jax.analysis.results import ComparisonResults, RunResult
-from dora_jax.analysis.summary import METRIC_LABELS, method_label, summarize
+from dora_jax.analysis.summary import METRIC_LABELS, summarize
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("dora_jax.analysis"),
@@ -69,7 +69,7 @@ def render_report(results: ComparisonResults) -> str:
             for reason, count in reasons.items()
         ],
         is_shown=is_shown,
-        label=method_label,
+        label=summary.label,
         last_drift=_last_drift,
         last_loss=_last_loss,
         drawn=_drawn,

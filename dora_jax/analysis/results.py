@@ -4,6 +4,7 @@ Plain facts only: every interval, ratio and sentence of the report is computed f
 report can be written again, or with better statistics, from an old file.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -16,6 +17,14 @@ from dora_jax.analysis.records import FieldError, decode, encode
 from dora_jax.errors import DoraError
 
 METRICS = ("accuracy", "exact_match")
+METHOD_LABELS = {
+    "lora": "LoRA",
+    "dora": "DoRA",
+    "magnitude": "Magnitude only",
+    "full": "Full fine-tuning",
+    "bitfit": "BitFit",
+    "norms": "Norms only",
+}
 
 
 @dataclass(frozen=True)
@@ -68,20 +77,106 @@ class EvalRow:
 
 
 @dataclass(frozen=True)
-class BaseResult:
-    """The untuned model's score; `correct` holds 0 or 1 for each evaluated row."""
+class ProtocolResult:
+    """The score by another protocol on the same rows.
+
+    Attributes:
+        accuracy: share of the rows answered right.
+        correct: 0 or 1 for each evaluated row.
+        unanswered: rows whose text holds no answer at all; they count as wrong.
+    """
 
     accuracy: float
     correct: tuple[int, ...]
-    loss: float | None = None
+    unanswered: int
 
     def __post_init__(self) -> None:
         _freeze_correct(self, self.correct, self.accuracy)
 
 
 @dataclass(frozen=True)
+class BaseResult:
+    """The untuned model's score; `correct` holds 0 or 1 for each evaluated row.
+
+    `other` holds the scores by other protocols than the main one, by name.
+    """
+
+    accuracy: float
+    correct: tuple[int, ...]
+    loss: float | None = None
+    other: dict[str, ProtocolResult] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _freeze_correct(self, self.correct, self.accuracy)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared: what every seed of it has in common.
+
+    Attributes:
+        name: as `RunResult.method` and the folders give it.
+        label: for people.
+        method: what it tunes by.
+        point: its values on the axes of the grid, by field; without those that its method does
+            not depend on.
+        start: the method or variant that it is at this point of the grid; by default the name.
+    """
+
+    name: str
+    label: str
+    method: str
+    point: dict[str, Any] = field(default_factory=dict)
+    start: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "start", self.start or self.name)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that came to no result.
+
+    Attributes:
+        method: the arm's name.
+        seed: its seed.
+        learning_rate: the rate it had.
+        diverged: whether training diverged, which is a finding; else something else went wrong.
+        message: what went wrong.
+    """
+
+    method: str
+    seed: int
+    learning_rate: float
+    diverged: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published row to stand beside the report's own, accuracies in percent.
+
+    Attributes:
+        label: model and method, as published.
+        source: where: paper and table.
+        scores: by task, as the evaluated rows name them.
+        average: over the tasks, as published.
+        arm: the name of the arm that it is to be held against; none without one.
+    """
+
+    label: str
+    source: str
+    scores: dict[str, float]
+    average: float
+    arm: str = ""
+
+
+@dataclass(frozen=True)
 class SearchTrial:
-    """One learning rate tried for one method on the validation split."""
+    """One learning rate tried for one arm (`method` is its name) on the validation split.
+
+    Without a validation loss it diverged.
+    """
 
     method: str
     learning_rate: float
@@ -120,10 +215,11 @@ class HistoryPoint:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One method trained with one seed, then scored on the evaluated rows.
+    """One arm (`method` is its name) trained with one seed, then scored on the evaluated rows.
 
     Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
-    compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held.
+    compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
+    `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known.
     """
 
     method: str
@@ -139,7 +235,10 @@ class RunResult:
     peak_rss_bytes: int | None = None
     compile_s: float | None = None
     train_seconds: float | None = None
+    flops_per_s: float | None = None
+    mfu: float | None = None
     history: tuple[HistoryPoint, ...] = ()
+    other: dict[str, ProtocolResult] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _freeze_correct(self, self.correct, self.accuracy)
@@ -160,8 +259,14 @@ class ComparisonResults:
         data: the data.
         eval_rows: the evaluated rows, in order.
         base: the untuned model's score.
-        runs: each method with each seed.
+        runs: each arm with each seed.
         search: the learning rates tried.
+        arms: what is compared; by default the methods of the runs.
+        failures: runs without a result.
+        pairs: arms to be held against each other beside those that the grid gives, by name.
+        published: rows to show beside them.
+        protocol: how `correct` was found: "likelihood", "generate" (first match) or, of free
+            answers, "exact_match".
 
     Raises:
         ValueError: when the parts contradict each other (a `FieldError`, naming the field).
@@ -178,10 +283,16 @@ class ComparisonResults:
     search: tuple[SearchTrial, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
+    arms: tuple[Arm, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    pairs: tuple[tuple[str, ...], ...] = ()
+    published: tuple[Published, ...] = ()
+    protocol: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("eval_rows", "runs", "search"):
+        for name in ("eval_rows", "runs", "search", "arms", "failures", "published"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_arms()
         rows = len(self.eval_rows)
         if rows == 0:
             raise FieldError("eval_rows", "is empty: nothing was evaluated")
@@ -201,6 +312,42 @@ class ComparisonResults:
                     f"runs[{i}]",
                     f"repeats method {run.method!r} with seed {run.seed}, as runs[{first}] has",
                 )
+
+    def _check_arms(self) -> None:
+        used = dict.fromkeys(run.method for run in self.runs)
+        if not self.arms:
+            arms = tuple(Arm(name, METHOD_LABELS.get(name, name), name) for name in used)
+            object.__setattr__(self, "arms", arms)
+        known = [arm.name for arm in self.arms]
+        for field_name, names in (("runs", used), ("pairs", sum(self.pairs, ()))):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise FieldError(
+                    field_name, f"names {unknown[0]!r}, which is not an arm: {', '.join(known)}"
+                )
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """How the rows were scored, the main one first."""
+        return (self.protocol, *self.base.other)
+
+    def by_protocol(self, protocol: str) -> "ComparisonResults":
+        """Return the same comparison by another of its `protocols`."""
+        if protocol == self.protocol:
+            return self
+
+        def other(result: Any) -> Any:
+            found = result.other[protocol]
+            return dataclasses.replace(
+                result, accuracy=found.accuracy, correct=found.correct, loss=None, other={}
+            )
+
+        return dataclasses.replace(
+            self,
+            protocol=protocol,
+            base=other(self.base),
+            runs=tuple(map(other, self.runs)),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain JSON values.

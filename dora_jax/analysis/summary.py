@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dora_jax.analysis.results import ComparisonResults, RunResult
+from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults, RunResult
 from dora_jax.analysis.statistics import (
     Interval,
     PairedComparison,
@@ -17,13 +17,6 @@ from dora_jax.analysis.statistics import (
     difference_interval,
     holm,
 )
-
-LABELS = {
-    "lora": "LoRA",
-    "dora": "DoRA",
-    "magnitude": "Magnitude only",
-    "full": "Full fine-tuning",
-}
 
 METRIC_LABELS = {"accuracy": "Accuracy", "exact_match": "Exact match"}
 
@@ -38,14 +31,16 @@ class OverBase:
 
 @dataclass(frozen=True)
 class MethodSummary:
-    """One method over its seeds; a figure that no run has is None.
+    """One arm over its seeds; a figure that no run has is None. `method` is the arm's name.
 
     `loss`, `train_seconds` and `compile_s` are means over seeds, `step_time_s` is the median of the
-    runs' medians, memory the largest. Ratios are to the reference method (LoRA where there is one).
+    runs' medians, memory the largest, `spread` the standard deviation of the seeds' accuracies.
+    Ratios are to the reference (LoRA where there is one).
     """
 
     method: str
     label: str
+    arm: Arm
     runs: tuple[RunResult, ...]
     accuracy: float
     interval: Interval
@@ -60,6 +55,8 @@ class MethodSummary:
     peak_rss_bytes: int | None
     compile_s: float | None
     train_seconds: float | None
+    mfu: float | None
+    spread: float | None
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -115,10 +112,10 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """All figures of one comparison, methods in the order of display.
+    """All figures of one comparison, methods (its arms that have runs) in the order of display.
 
-    `pairs` holds every pair of methods; `headline` is DoRA against LoRA where both were run, else
-    the first pair, or None with a single method.
+    `pairs` holds the pairs that are compared: see `_is_pair`. `headlines` are those of DoRA against
+    LoRA, one at each point of the grid; where there are none, the first pair.
     """
 
     results: ComparisonResults
@@ -126,14 +123,18 @@ class Summary:
     methods: tuple[MethodSummary, ...]
     reference: MethodSummary
     pairs: tuple[PairSummary, ...]
-    headline: PairSummary | None
+    headlines: tuple[PairSummary, ...]
     magnitudes: tuple[MagnitudeEvidence, ...]
     tasks: tuple[TaskSummary, ...]
 
+    @property
+    def headline(self) -> PairSummary | None:
+        """The first of `headlines`."""
+        return self.headlines[0] if self.headlines else None
 
-def method_label(method: str) -> str:
-    """Return a method's name as people write it."""
-    return LABELS.get(method, method)
+    def label(self, name: str) -> str:
+        """Return an arm's name as people write it."""
+        return next((arm.label for arm in self.results.arms if arm.name == name), name)
 
 
 def trains_magnitudes(method: str) -> bool:
@@ -143,34 +144,45 @@ def trains_magnitudes(method: str) -> bool:
 
 def summarize(results: ComparisonResults) -> Summary:
     """Compute every figure that the report and the terminal show."""
-    names = list(dict.fromkeys(run.method for run in results.runs))
-    known = list(LABELS)
+    grouped = {
+        arm.name: [run for run in results.runs if run.method == arm.name] for arm in results.arms
+    }
+    known = list(METHOD_LABELS)
     # LoRA first, since the others are held against it; unknown methods as they came.
-    names.sort(key=lambda name: known.index(name) if name in known else len(known))
-    grouped = {name: [run for run in results.runs if run.method == name] for name in names}
-    base = np.array([results.base.correct])
-    reference_runs = grouped[names[0]]
-    methods = tuple(_method(name, grouped[name], base, reference_runs) for name in names)
-    pairs = _pairs(methods)
-    headline = next(
-        (p for p in pairs if (p.first.method, p.second.method) == ("dora", "lora")), None
+    arms = sorted(
+        (arm for arm in results.arms if grouped[arm.name]),
+        key=lambda arm: known.index(arm.method) if arm.method in known else len(known),
     )
-    if headline is None and pairs:
-        headline = pairs[0]
+    base = np.array([results.base.correct])
+    reference_runs = grouped[arms[0].name]
+    methods = tuple(_method(arm, grouped[arm.name], base, reference_runs) for arm in arms)
+    pairs = _pairs(methods, results.pairs)
+    headlines = tuple(
+        p
+        for p in pairs
+        if (p.first.arm.method, p.second.arm.method) == ("dora", "lora")
+        and p.first.arm.point == p.second.arm.point
+    )
+    magnitudes = [
+        _evidence(run)
+        for method in methods
+        if trains_magnitudes(method.arm.method)
+        for run in method.runs
+    ]
     return Summary(
         results=results,
         base_interval=accuracy_interval(base),
         methods=methods,
         reference=methods[0],
         pairs=pairs,
-        headline=headline,
-        magnitudes=tuple(_evidence(run) for run in results.runs if trains_magnitudes(run.method)),
-        tasks=_tasks(results, methods, headline),
+        headlines=headlines or pairs[:1],
+        magnitudes=tuple(magnitudes),
+        tasks=_tasks(results, methods, (headlines or pairs or (None,))[0]),
     )
 
 
 def _method(
-    name: str, runs: list[RunResult], base: Scores, reference: list[RunResult]
+    arm: Arm, runs: list[RunResult], base: Scores, reference: list[RunResult]
 ) -> MethodSummary:
     runs = sorted(runs, key=lambda run: run.seed)
     correct = _scores(runs)
@@ -179,8 +191,9 @@ def _method(
     temp_bytes = _over(max, (run.temp_bytes for run in runs))
     peak = _over(max, (run.peak_rss_bytes for run in runs))
     return MethodSummary(
-        method=name,
-        label=method_label(name),
+        method=arm.name,
+        label=arm.label,
+        arm=arm,
         runs=tuple(runs),
         accuracy=float(correct.mean()),
         interval=accuracy_interval(correct),
@@ -198,15 +211,38 @@ def _method(
         peak_rss_bytes=None if peak is None else int(peak),
         compile_s=_over(statistics.fmean, (run.compile_s for run in runs)),
         train_seconds=_over(statistics.fmean, (run.train_seconds for run in runs)),
+        mfu=_over(statistics.median, (run.mfu for run in runs)),
+        spread=statistics.stdev(run.accuracy for run in runs) if len(runs) > 1 else None,
     )
 
 
-def _pairs(methods: tuple[MethodSummary, ...]) -> tuple[PairSummary, ...]:
+def _is_pair(first: Arm, second: Arm, grid: bool) -> bool:
+    """Whether two arms are compared by themselves: what differs between them is one thing.
+
+    With a grid, two methods (or variants) at one point of it; where one of them does not depend on
+    an axis it is compared at every place of it. One method on a grid: all its points. Every further
+    pair would cost the others power, since p-values are corrected for their number.
+    """
+    if not grid:
+        return True
+    shared = first.point.keys() & second.point.keys()
+    return all(first.point[axis] == second.point[axis] for axis in shared)
+
+
+def _pairs(
+    methods: tuple[MethodSummary, ...], asked: tuple[tuple[str, ...], ...]
+) -> tuple[PairSummary, ...]:
+    starts = {method.arm.start for method in methods}
+    grid = len(starts) > 1 and any(method.arm.point for method in methods)
+    wanted = {frozenset(pair) for pair in asked}
     found = []
     for i, second in enumerate(methods):
         for first in methods[i + 1 :]:
             shared = sorted(set(first.seeds) & set(second.seeds))
-            if shared:
+            is_asked = {first.method, second.method} in wanted
+            # On a grid two points of one start are no pair: it is the methods that are compared.
+            alike = grid and first.arm.start == second.arm.start
+            if shared and (is_asked or (not alike and _is_pair(first.arm, second.arm, grid))):
                 scores = [
                     _scores([run for run in method.runs if run.seed in shared])
                     for method in (first, second)

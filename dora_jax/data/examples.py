@@ -8,6 +8,7 @@ Split = Literal["train", "validation", "evaluation"]
 TrainOn = Literal["answers", "all"]
 TooLong = Literal["drop", "truncate_left", "truncate_right", "error"]
 Packing = Literal["none", "pack", "bucket"]
+Form = Literal["as_given", "cloze"]
 
 
 @dataclass(frozen=True)

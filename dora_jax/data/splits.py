@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dora_jax.data.cloze import cloze
 from dora_jax.data.examples import Example, Split
 from dora_jax.data.order import shares
 from dora_jax.data.prompts import get_template
@@ -16,6 +17,9 @@ from dora_jax.errors import DoraError
 
 if TYPE_CHECKING:
     from dora_jax.training.config import DataConfig
+
+
+NOT_CLOZE = "whose options cannot be read or are alike"
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,14 @@ def _world(config: "DataConfig") -> Examples:
 def _files(config: "DataConfig") -> Examples:
     """Read the sources; validation rows are taken from those to train on."""
     assert config.eval is not None, "DataConfig checks it"
-    evaluation, eval_left_out = read_source(config.eval)
+    evaluation, eval_left_out = _read(config.eval, config)
     # Of the whole file: a later evaluation may take more of its rows.
     asked = {example.asked for example in evaluation}
     sources = config.sources()
     left_out: Counter[str] = Counter()
     given: list[Example] = []
     for number, (name, _) in enumerate(sources):
-        examples, reasons = read_source(name)
+        examples, reasons = _read(name, config)
         given += [dataclasses.replace(e, source=number) for e in examples] if number else examples
         left_out.update(reasons)
     # One row for each prompt, so that no validation prompt is trained on: the first.
@@ -96,6 +100,22 @@ def _files(config: "DataConfig") -> Examples:
     names = " + ".join(Path(name).name for name, _ in sources)
     skipped = {"train": reasons} | ({"evaluation": eval_left_out} if eval_left_out else {})
     return Examples(f"{names}, evaluated on {config.eval.name}", splits, skipped)
+
+
+def _read(source: str | Path, config: "DataConfig") -> tuple[list[Example], dict[str, int]]:
+    """Read a source in the form that is asked for."""
+    examples, left_out = read_source(source)
+    if config.form == "as_given":
+        return examples, left_out
+    changed = [cloze(example) for example in examples]
+    unread = sum(example is None for example in changed)
+    if unread == len(examples):
+        raise DoraError(
+            f"{source}: no row lists its options under labels (\"Answer1: ... Answer2: ... Answer "
+            "format: answer1/answer2\"): give --data.form as_given"
+        )
+    more = {NOT_CLOZE: unread} if unread else {}
+    return [example for example in changed if example is not None], left_out | more
 
 
 def _choose(own: list[Example], validation_rows: int, config: "DataConfig") -> list[Example]:

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from dora_jax.analysis.results import DataInfo, EvalRow
+from dora_jax.analysis.results import DataInfo, EvalRow, ProtocolResult
 from dora_jax.data.batches import Share, StepBatches
 from dora_jax.data.encode import EncodedRow, digest_rows, encode_all
 from dora_jax.data.examples import Split, TooLong
@@ -18,10 +18,13 @@ from dora_jax.data.splits import Examples
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.ways import make_batches
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.exact_match import exact_matches, new_tokens
+from dora_jax.evaluation.exact_match import is_match, new_tokens
+from dora_jax.evaluation.first_match import judge
 from dora_jax.evaluation.likelihood import pick, row_length, score_rows
+from dora_jax.evaluation.writing import write_answers
+from dora_jax.generation import Sampling
 from dora_jax.models.llama import Llama
-from dora_jax.training.config import DataConfig, TrainConfig
+from dora_jax.training.config import DataConfig, EvaluationConfig, Protocol, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class Score:
         accuracy: share of the rows answered right.
         correct: 0 or 1 for each row, in the split's order.
         loss: mean negative log-likelihood of the right answers' tokens, end token included, nats.
+        other: the scores by the other protocols, by name.
     """
 
     accuracy: float
     correct: tuple[int, ...]
     loss: float
+    other: dict[str, ProtocolResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,7 @@ class Task:
         skipped: rows left out, `{split: {reason: count}}`.
         cut: rows that were shortened, likewise.
         data: the config that they were read and encoded by.
+        evaluation: by which protocols rows with options are scored.
     """
 
     name: str
@@ -60,6 +66,7 @@ class Task:
     skipped: dict[str, dict[str, int]]
     cut: dict[str, dict[str, int]] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def chooses(self, split: Split) -> bool:
         """Whether a split's rows are answered by choosing; else answers are written freely."""
@@ -92,6 +99,10 @@ class Task:
     def digest(self) -> str:
         """Return a short name of all rows: other data give another one."""
         return digest_rows([row for split in self.rows.values() for row in split])
+
+    def split_digest(self, split: Split) -> str:
+        """Return a short name of one split's rows."""
+        return digest_rows(self.rows[split])
 
     def describe(self) -> list[str]:
         """Return lines for the terminal: the rows, how they are scored, what was left out."""
@@ -169,7 +180,16 @@ class Task:
         total = sum(map(row_length, rows))
         if not self.chooses(split):
             total += sum(len(row.prompt) + new_tokens(rows) for row in rows)
+        elif "generate" in self.protocols(split):
+            total += sum(len(row.prompt) + self.evaluation.new_tokens for row in rows)
         return float(total)
+
+    def protocols(self, split: Split) -> tuple[Protocol | Literal["exact_match"], ...]:
+        """How a split is scored; what methods are judged by is the first."""
+        if not self.chooses(split):
+            return ("exact_match",)
+        # Rates are chosen by the loss: nothing else is asked of the validation rows.
+        return self.evaluation.protocols if split == "evaluation" else ("likelihood",)
 
     def score(
         self,
@@ -188,16 +208,42 @@ class Task:
         """
         rows = self.rows[split]
         scores = score_rows(model, params, rows, self.batch_size, self.tokenizer.eos_id, advance)
-        if self.chooses(split):
-            pairs = zip(rows, scores, strict=True)
-            correct = [int(pick(row, found) == row.correct) for row, found in pairs]
-        else:
-            correct = exact_matches(model, params, rows, self.batch_size, self.tokenizer, advance)
         loss = sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
-        return Score(sum(correct) / len(correct), tuple(correct), loss)
+        found: dict[str, ProtocolResult] = {}
+        for protocol in self.protocols(split):
+            if protocol == "likelihood":
+                pairs = zip(rows, scores, strict=True)
+                judged = [pick(row, options) == row.correct for row, options in pairs]
+            else:
+                sampling, judge = self._writing(protocol, split)
+                texts = write_answers(
+                    model, params, rows, sampling, self.batch_size, self.tokenizer, advance
+                )
+                judged = [judge(row, text) for row, text in zip(rows, texts, strict=True)]
+            correct = tuple(int(is_right or 0) for is_right in judged)
+            found[protocol] = ProtocolResult(
+                sum(correct) / len(correct), correct, sum(is_right is None for is_right in judged)
+            )
+        main, *others = found
+        other = {name: found[name] for name in others}
+        return Score(found[main].accuracy, found[main].correct, loss, other)
+
+    def _writing(
+        self, protocol: str, split: Split
+    ) -> tuple[Sampling, Callable[[EncodedRow, str], bool | None]]:
+        """How a protocol lets the model write, and how it judges the text."""
+        if protocol == "exact_match":
+            return Sampling(max_new_tokens=new_tokens(self.rows[split])), is_match
+        how = self.evaluation
+        return Sampling(max_new_tokens=how.new_tokens, num_beams=how.beams), judge
 
 
-def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) -> Task:
+def encode_task(
+    examples: Examples,
+    config: DataConfig,
+    tokenizer: Tokenizer,
+    evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - immutable
+) -> Task:
     """Encode examples for a model.
 
     Raises:
@@ -224,7 +270,8 @@ def encode_task(examples: Examples, config: DataConfig, tokenizer: Tokenizer) ->
             skipped[split] = reasons
         if encoded.cut:
             cut[split] = encoded.cut
-    return Task(examples.name, rows, tokenizer, config.eval_batch_size, skipped, cut, config)
+    size = config.eval_batch_size
+    return Task(examples.name, rows, tokenizer, size, skipped, cut, config, evaluation)
 
 
 def _policy(too_long: TooLong, split: Split) -> TooLong:

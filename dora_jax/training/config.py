@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from dora_jax.data.examples import Packing, TooLong, TrainOn
+from dora_jax.analysis.results import Published
+from dora_jax.data.examples import Form, Packing, TooLong, TrainOn
 from dora_jax.errors import DoraError
 from dora_jax.mesh import MeshConfig
 from dora_jax.models.llama import AttentionKernel, Remat
@@ -50,6 +51,8 @@ def _require_seed(name: str, seed: int) -> None:
 
 
 Dtype = Literal["float32", "bfloat16"]
+Protocol = Literal["likelihood", "generate"]
+Executor = Literal["here", "processes", "ray", "slurm"]
 Bias = Literal["none", "all", "lora_only"]
 # What a run tunes by: a module's methods, and two that have no adapters.
 RunMethod = Literal["frozen", "full", "lora", "dora", "magnitude", "bitfit", "norms"]
@@ -65,7 +68,7 @@ _BETAS: dict[str, tuple[str, ...]] = {
 }
 # Fields that change no result: where it is done and kept, and who looks on; of `data`, who makes
 # the batches.
-NO_RESULT = ("out", "mesh", "track", "profile")
+NO_RESULT = ("out", "mesh", "track", "profile", "execute", "published")
 WORK_ALONE = ("read_ahead", "workers")
 
 
@@ -126,6 +129,9 @@ class DataConfig:
     file may give a dict."""
     eval: Path | None = None
     """Rows to evaluate on, from the same kinds of sources; required with train and mix."""
+    form: Form = "as_given"
+    """as_given, or cloze: rows that list their options under labels (answer1, answer2, ...) are
+    asked without the list, and the answer is the option's own text."""
     relations: tuple[str, ...] = ()
     """Relations of the embedded task; none takes its default mix."""
     train_rows: int = 3000
@@ -169,7 +175,12 @@ class DataConfig:
             _require_count(f"data.{name}", getattr(self, name))
         for name in ("read_ahead", "workers", "validation_rows"):
             _require_count_or_none(f"data.{name}", getattr(self, name))
-        for name, choices in (("train_on", TrainOn), ("too_long", TooLong), ("packing", Packing)):
+        for name, choices in (
+            ("form", Form),
+            ("train_on", TrainOn),
+            ("too_long", TooLong),
+            ("packing", Packing),
+        ):
             _require_choice(f"data.{name}", getattr(self, name), choices)
         _require_seed("data.seed", self.seed)
         if self.workers and not self.read_ahead:
@@ -198,6 +209,29 @@ class DataConfig:
     def sources(self) -> tuple[tuple[str, float], ...]:
         """Return the sources to train on with their weights; none for the embedded task."""
         return self.mix if self.train is None else ((str(self.train), 1.0),)
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How rows with options are scored; free answers are always written and matched word for word."""
+
+    protocols: tuple[Protocol, ...] = ("likelihood",)
+    """likelihood (the likeliest option, per byte) and generate (the first option named in what the
+    model writes, as in the paper); the first one is what methods are judged by."""
+    beams: int = 4
+    """Beams of generate."""
+    new_tokens: int = 32
+    """Tokens that generate writes, at most."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "protocols", tuple(self.protocols))
+        name, given = "evaluation.protocols", self.protocols
+        _require(len(given) > 0, name, given, "at least one protocol")
+        for protocol in given:
+            _require_choice(name, protocol, Protocol)
+        _require(len(set(given)) == len(given), name, given, "without repeats")
+        for name in ("beams", "new_tokens"):
+            _require_count(f"evaluation.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -383,11 +417,14 @@ class CompareConfig:
     """The comparison: every method gets the same search over the same rates, on validation rows."""
 
     methods: tuple[RunMethod, ...] = ("lora", "dora")
-    """Methods to compare."""
+    """Methods to compare, at every point of the grid."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     """Rates tried for every method; the one of least validation loss is used."""
     search_steps: int = 30
     """Steps of each trial; 0 skips the search and uses optim.learning_rate for all."""
+    pairs: tuple[tuple[str, str], ...] = ()
+    """Arms to hold against each other beside those of one point of the grid, by name:
+    dora-rank8 lora-rank16."""
 
     def __post_init__(self) -> None:
         _require(len(self.methods) > 0, "compare.methods", self.methods, "at least one method")
@@ -420,6 +457,97 @@ class CompareConfig:
 
 
 @dataclass(frozen=True)
+class GridAxis:
+    """One axis of a grid.
+
+    Attributes:
+        fields: what varies along it, by dotted path; several vary together.
+        values: at each place, one value for each field.
+    """
+
+    fields: tuple[str, ...]
+    values: tuple[tuple[Any, ...], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> "GridAxis":
+        """Read an axis from the command line: `adapter.rank=4,8`.
+
+        Fields that vary together are joined by `+`, as are their values:
+        `adapter.rank+adapter.alpha=4+8,8+16`. A value that holds a comma or plus is written in a
+        JSON list of all values: `adapter.modules=["(q|k)_proj"]`.
+        """
+        names, equals, given = text.partition("=")
+        fields = tuple(name.strip() for name in names.split("+"))
+        if not equals or not given.strip():
+            raise DoraError(f"grid {text!r}: give FIELD=VALUE,VALUE, such as adapter.rank=4,8")
+        if given.lstrip().startswith("["):
+            try:
+                values = json.loads(given)
+            except json.JSONDecodeError as error:
+                raise DoraError(f"grid {text!r}: is not a JSON list ({error})") from None
+        else:
+            values = [
+                [_json_or_text(part) for part in value.split("+")] if len(fields) > 1
+                else _json_or_text(value)
+                for value in given.split(",")
+            ]
+        return cls.of(fields, values)
+
+    @classmethod
+    def of(cls, fields: Sequence[str], values: Sequence[Any]) -> "GridAxis":
+        """Make an axis of values, each a sequence where several fields vary together."""
+        rows = [tuple(value) if len(fields) > 1 else (value,) for value in values]
+        return cls(tuple(fields), tuple(rows))
+
+    def __post_init__(self) -> None:
+        name = "+".join(self.fields)
+        for row in self.values:
+            if len(row) != len(self.fields):
+                raise DoraError(f"grid over {name}: {row!r} must give {len(self.fields)} values")
+        if len({repr(row) for row in self.values}) < len(self.values) or not self.values:
+            raise DoraError(f"grid over {name}: give each value once; got {self.values!r}")
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text.strip()
+
+
+@dataclass(frozen=True)
+class ExecuteConfig:
+    """Where the runs of a comparison are carried out; their results are the same."""
+
+    executor: Executor = "here"
+    """here (one after another, in this process), processes (side by side on this machine), ray (on
+    the cluster that is running, or on this machine) or slurm (as jobs)."""
+    workers: int = 2
+    """Runs at once, of processes and slurm."""
+    gpus: tuple[str, ...] = ()
+    """Of processes: GPUs to hand out, one a run, by CUDA number; none shares out the CPU cores."""
+    gpus_per_run: int = 0
+    """Of ray and slurm: GPUs of each run."""
+    cpus_per_run: int = 1
+    """Of ray and slurm: CPU cores of each run."""
+    address: str = ""
+    """Of ray: the cluster's address; empty takes the one around, or starts one on this machine."""
+    partition: str = ""
+    """Of slurm: the partition; empty takes the cluster's default."""
+    minutes: int = 720
+    """Of slurm: a job's time limit."""
+    reuse: bool = True
+    """Take finished runs of the same config, data and code from other comparisons beside this."""
+
+    def __post_init__(self) -> None:
+        _require_choice("execute.executor", self.executor, Executor)
+        for name in ("workers", "cpus_per_run", "minutes"):
+            _require_count(f"execute.{name}", getattr(self, name))
+        _require_count_or_none("execute.gpus_per_run", self.gpus_per_run)
+        object.__setattr__(self, "gpus", tuple(str(gpu) for gpu in self.gpus))
+
+
+@dataclass(frozen=True)
 class ExperimentConfig:
     """One experiment, for `dora-jax train`, `compare` and `evaluate` alike."""
 
@@ -427,10 +555,20 @@ class ExperimentConfig:
     """Names the run folder."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    grid: tuple[GridAxis, ...] = ()
+    """Of `compare`: fields that vary, and their values: --grid adapter.rank=4,8 data.train_rows=
+    1000,3000. An experiment file gives a dict: {"adapter.rank": (4, 8)}."""
+    variants: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    """Of an experiment file, in place of compare.methods: names, and for each the fields in which
+    it differs: {"DoRA, half rank": {"train.method": "dora", "adapter.rank": 8}}."""
+    execute: ExecuteConfig = field(default_factory=ExecuteConfig)
+    published: tuple[Published, ...] = ()
+    """Published rows that the report shows beside its own; of an experiment file."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     track: tuple[TrackerName, ...] = ()
     """Where metrics go beside metrics.jsonl: tensorboard, wandb."""
@@ -447,6 +585,7 @@ class ExperimentConfig:
         )
         if isinstance(self.out, str):
             object.__setattr__(self, "out", Path(self.out))
+        self._check_varying()
         for name in self.track:
             _require_choice("track", name, TrackerName)
         _require_count_or_none("profile", self.profile)
@@ -454,6 +593,33 @@ class ExperimentConfig:
         for seed in self.seeds:
             _require_seed("seeds", seed)
         _require(len(set(self.seeds)) == len(self.seeds), "seeds", self.seeds, "without repeats")
+
+    def _check_varying(self) -> None:
+        """Bring the grid and the variants into one shape, and check the fields that they name."""
+        given: Any = self.grid
+        if isinstance(given, dict):
+            given = [GridAxis.of(name.split("+"), values) for name, values in given.items()]
+        axes = tuple(GridAxis.parse(axis) if isinstance(axis, str) else axis for axis in given)
+        object.__setattr__(self, "grid", axes)
+        variants: Any = self.variants
+        if isinstance(variants, dict):
+            variants = [(name, fields.items()) for name, fields in variants.items()]
+        variants = tuple((str(n), tuple((str(p), v) for p, v in f)) for n, f in variants)
+        object.__setattr__(self, "variants", variants)
+        paths = [path for axis in axes for path in axis.fields]
+        for path in paths:
+            _require_varies("grid", path)
+            if path in SEARCHED and self.compare.search_steps:
+                raise DoraError(
+                    f"grid: {path} is searched for by each method: give --compare.search-steps 0 "
+                    "to vary it in the grid instead"
+                )
+        if len(set(paths)) < len(paths):
+            raise DoraError(f"grid: {', '.join(paths)}: each field may vary once")
+        for name, fields in variants:
+            for path, _ in fields:
+                if path != "train.method":
+                    _require_varies(f"variant {name!r}", path)
 
     def settings(self) -> dict[str, Any]:
         """Return all that the results depend on, as plain JSON.
@@ -472,6 +638,39 @@ class ExperimentConfig:
         if self.out is not None:
             return self.out
         return Path("runs") / f"{self.name}-{digest(self.settings())}"
+
+
+# The search's own field; and what a grid and a variant may not change, with the way out.
+SEARCHED = ("optim.learning_rate",)
+_FIXED = {
+    "seeds": "give --seeds",
+    "train.method": "give --compare.methods",
+    "model.name": "a comparison has one model: run one for each",
+    "data.eval": "all arms are scored on the same rows: run a comparison for each",
+}
+_SECTIONS: dict[str, Any] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "adapter": AdapterConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+}
+
+
+def _require_varies(where: str, path: str) -> None:
+    """Check that a grid or a variant may set a field."""
+    if path in _FIXED:
+        raise DoraError(f"{where}: {path} does not vary so: {_FIXED[path]}")
+    allowed = [
+        f"{section}.{item.name}"
+        for section, kind in _SECTIONS.items()
+        for item in dataclasses.fields(kind)
+    ]
+    if path not in allowed:
+        raise DoraError(
+            f"{where}: {path!r} is not a field that may vary{nearest(path, allowed)}; those are "
+            f"the fields of {', '.join(_SECTIONS)}"
+        )
 
 
 def digest(settings: Any) -> str:

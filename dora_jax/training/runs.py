@@ -137,13 +137,13 @@ def _environments(path: Path) -> list[dict[str, Any]]:
     return environments
 
 
-def finished_part(folder: Path, kind: type[T]) -> T | None:
+def finished_part(folder: Path, kind: type[T], file: str = RESULTS_FILE) -> T | None:
     """Return the result of a finished part of a run, or None if it is still to be done.
 
     Raises:
         DoraError: when its file is broken.
     """
-    path = folder / RESULTS_FILE
+    path = folder / file
     way_out = f"delete {folder} to do this part again"
     stored = first_decides(lambda: read_json(path, way_out) if path.exists() else None)
     if stored is None:
@@ -154,7 +154,7 @@ def finished_part(folder: Path, kind: type[T]) -> T | None:
         raise DoraError(f"{path}: {error}; {way_out}") from error
 
 
-def finish_part(folder: Path, result: Any) -> None:
+def finish_part(folder: Path, result: Any, file: str = RESULTS_FILE) -> None:
     """Write a part's result: from now on it is finished."""
     if is_first():
-        write_text(folder / RESULTS_FILE, json.dumps(encode(result), allow_nan=False) + "\n")
+        write_text(folder / file, json.dumps(encode(result), allow_nan=False) + "\n")

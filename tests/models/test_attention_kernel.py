@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dora_jax import compare as comparison
+from dora_jax.comparison import compare as comparison
 from dora_jax.errors import DoraError
 from dora_jax.models import llama
 from dora_jax.training.config import ExperimentConfig, ModelConfig

@@ -1,0 +1,163 @@
+"""What a comparison compares: methods, or named variants, at every point of a grid.
+
+An arm is a config of its own, in which nothing is left to vary but the seed. Two arms that would
+train alike are one: `magnitude` has no rank, so a grid over ranks holds it once.
+"""
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dora_jax.analysis.results import METHOD_LABELS
+from dora_jax.errors import DoraError
+from dora_jax.training.config import ExperimentConfig, GridAxis, RunMethod
+
+# Fields of `adapter` that say nothing to a method, beside those below.
+_UNUSED: dict[str, tuple[str, ...]] = {
+    "lora": ("norm_axis", "detach_norm", "dropout_style"),
+    "dora": (),
+    "magnitude": ("rank", "alpha", "scaling", "dropout", "dropout_style", "init"),
+}
+_LOW_RANK = ("rank", "alpha", "scaling", "dropout", "dropout_style", "init")
+_FULL_UNUSED = (*_LOW_RANK, "norm_axis", "detach_norm")
+
+
+@dataclass(frozen=True)
+class ArmPlan:
+    """An arm, and how it is run.
+
+    Attributes:
+        name: a plain file name.
+        label: for people.
+        method: what it tunes by.
+        point: its values on the grid's axes, by the axis's first field.
+        start: the method or variant that it is at this point of the grid.
+        config: the experiment with the arm's values and nothing else to compare.
+    """
+
+    name: str
+    label: str
+    method: RunMethod
+    point: dict[str, Any]
+    start: str
+    config: ExperimentConfig
+
+    def settings(self) -> dict[str, Any]:
+        """Return what its result depends on, as plain JSON, without what its method ignores."""
+        settings = self.config.settings()
+        for name in ("name", "compare", "grid", "variants", "seeds"):
+            settings.pop(name)
+        adapter = settings["adapter"]
+        if self.method in ("bitfit", "norms"):
+            settings["adapter"] = {}
+        else:
+            for name in _UNUSED.get(self.method, _FULL_UNUSED):
+                adapter.pop(name)
+        settings["train"]["method"] = self.method
+        return settings
+
+
+def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
+    """Return the arms of an experiment, in the order in which they are run.
+
+    Raises:
+        DoraError: for a field of the grid or of a variant that is unknown, cannot vary, or refuses
+            its value.
+    """
+    starts = _variants(config) if config.variants else _methods(config)
+    points = list(itertools.product(*(axis.values for axis in config.grid)))
+    found: dict[str, ArmPlan] = {}
+    for name, label, base in starts:
+        for values in points:
+            arm = _arm(name, label, base, dict(zip(config.grid, values, strict=True)))
+            # The first of those that train alike stands for all.
+            found.setdefault(json.dumps(arm.settings(), sort_keys=True), arm)
+    arms = tuple(found.values())
+    names = [arm.name for arm in arms]
+    repeated = {name for name in names if names.count(name) > 1}
+    if repeated:
+        raise DoraError(f"two arms would be called {min(repeated)!r}: rename a variant")
+    for pair in config.compare.pairs:
+        for name in pair:
+            if name not in names:
+                raise DoraError(f"compare.pairs names {name!r}; the arms are {', '.join(names)}")
+    return arms
+
+
+def _alone(config: ExperimentConfig, method: RunMethod) -> ExperimentConfig:
+    return dataclasses.replace(
+        config,
+        grid=(),
+        variants=(),
+        train=dataclasses.replace(config.train, method=method),
+        compare=dataclasses.replace(config.compare, methods=(method,), pairs=()),
+    )
+
+
+def _methods(config: ExperimentConfig) -> list[tuple[str, str, ExperimentConfig]]:
+    return [
+        (method, METHOD_LABELS.get(method, method), _alone(config, method))
+        for method in config.compare.methods
+    ]
+
+
+def _variants(config: ExperimentConfig) -> list[tuple[str, str, ExperimentConfig]]:
+    found = []
+    for label, fields in config.variants:
+        changed = config
+        for path, value in fields:
+            changed = _replaced(changed, path, value, f"variant {label!r}")
+        found.append((_file_name(label), label, _alone(changed, changed.train.method)))
+    return found
+
+
+def _arm(
+    name: str, label: str, config: ExperimentConfig, point: Mapping[GridAxis, tuple[Any, ...]]
+) -> ArmPlan:
+    start, ignored = name, _ignored(config.train.method)
+    shown: dict[str, Any] = {}
+    for axis, values in point.items():
+        for path, value in zip(axis.fields, values, strict=True):
+            config = _replaced(config, path, value, "grid")
+        if not all(path in ignored for path in axis.fields):
+            shown[axis.fields[0]] = values[0]
+    for path, value in shown.items():
+        short = path.rsplit(".", 1)[-1]
+        name += f"-{short}{_file_name(_text(value))}"
+        label += f", {short.replace('_', ' ')} {_text(value)}"
+    return ArmPlan(name, label, config.train.method, shown, start, config)
+
+
+def _ignored(method: str) -> tuple[str, ...]:
+    unused = _UNUSED.get(method, _FULL_UNUSED)
+    if method in ("bitfit", "norms"):
+        unused = (*_FULL_UNUSED, "modules", "bias", "modules_to_save")
+    return tuple(f"adapter.{name}" for name in unused)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.]+", "-", text).strip("-").lower()
+
+
+def _replaced(config: ExperimentConfig, path: str, value: Any, where: str) -> ExperimentConfig:
+    """Return a config with one dotted field replaced."""
+    section, _, name = path.rpartition(".")
+    try:
+        if not section:
+            return dataclasses.replace(config, **{name: value})
+        inner = dataclasses.replace(getattr(config, section), **{name: value})
+        return dataclasses.replace(config, **{section: inner})
+    except (TypeError, ValueError) as error:
+        raise DoraError(f"{where}: {path} {value!r} is refused: {error}") from None
+    except DoraError as error:
+        raise DoraError(f"{where}: {error}") from None

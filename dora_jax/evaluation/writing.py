@@ -1,0 +1,43 @@
+"""Answers that a model writes, batch by batch: what the generating protocols judge."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dora_jax.data.encode import EncodedRow
+from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.generation import Sampling, generate_ids
+from dora_jax.models.llama import Llama
+
+
+def write_answers(
+    model: Llama,
+    params: Any,
+    rows: Sequence[EncodedRow],
+    sampling: Sampling,
+    batch_size: int,
+    tokenizer: Tokenizer,
+    advance: Callable[[float], None] = lambda tokens: None,
+) -> list[str]:
+    """Return what a model writes after each row's prompt.
+
+    Args:
+        model: the plain model.
+        params: its parameters, adapters merged.
+        rows: to answer.
+        sampling: how it writes; one bound on the length for all rows, since another one would be
+            compiled anew.
+        batch_size: rows at once.
+        tokenizer: the model's.
+        advance: called with the number of tokens done, prompt and answer.
+    """
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt))
+    found = [""] * len(rows)
+    for start in range(0, len(rows), batch_size):
+        indices = order[start : start + batch_size]
+        prompts = [rows[i].prompt for i in indices]
+        filled = prompts + prompts[-1:] * (batch_size - len(prompts))
+        texts = generate_ids(model, {"params": params}, filled, sampling, tokenizer.end_ids)
+        for i, ids in zip(indices, texts, strict=False):
+            found[i] = tokenizer.decode(ids)
+        advance(float(sum(len(p) + sampling.max_new_tokens for p in prompts)))
+    return found
