@@ -23,7 +23,7 @@ except ImportError as error:
     raise SystemExit(f"{_MISSING} ({error})") from error
 
 # Needs what is checked above.
-from dora_jax.training.config import ExperimentConfig  # noqa: E402
+from dora_jax.training.config import ExperimentConfig, GridAxis  # noqa: E402
 from dora_jax.training.preemption import EXIT_CODE, Preempted  # noqa: E402
 
 _USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
@@ -120,6 +120,25 @@ class EvaluateArgs:
     """An adapter's folder, or the part of a run that holds one; none takes the base model."""
 
 
+_registry = tyro.constructors.ConstructorRegistry()
+
+
+@_registry.primitive_rule
+def _grid_axis(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[GridAxis] | None:
+    """An axis of the grid is one word of the command line: adapter.rank=4,8."""
+    if type_info.type is not GridAxis:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FIELD=VALUE,...",
+        instance_from_str=lambda words: GridAxis.parse(words[0]),
+        is_instance=lambda value: isinstance(value, GridAxis),
+        str_from_instance=lambda axis: [str(axis)],
+    )
+
+
 def load_experiment(path: str) -> ExperimentConfig:
     """Run an experiment file and return its `config`.
 
@@ -138,7 +157,8 @@ def load_experiment(path: str) -> ExperimentConfig:
         raise DoraError(f"{path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        with _neighbours(file.parent):
+            spec.loader.exec_module(module)
     except DoraError as error:
         raise DoraError(f"{path}: {error}") from None
     except Exception as error:
@@ -149,6 +169,21 @@ def load_experiment(path: str) -> ExperimentConfig:
     if not isinstance(config, ExperimentConfig):
         raise DoraError(f"{path}: must set `config = ExperimentConfig(...)`")
     return config
+
+
+@contextlib.contextmanager
+def _neighbours(folder: Path) -> Iterator[None]:
+    """Let an experiment file import the files beside it, and nothing of it remain."""
+    before = set(sys.modules)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and Path(origin).parent == folder:
+                del sys.modules[name]
 
 
 def _config_and_overrides(command: str, argv: Sequence[str]) -> tuple[ExperimentConfig, list[str]]:
@@ -165,7 +200,11 @@ def _config_and_overrides(command: str, argv: Sequence[str]) -> tuple[Experiment
 def _parse_experiment(command: str, argv: Sequence[str]) -> ExperimentConfig:
     config, overrides = _config_and_overrides(command, argv)
     return tyro.cli(
-        ExperimentConfig, default=config, args=overrides, prog=f"dora-jax {command} CONFIG.py"
+        ExperimentConfig,
+        default=config,
+        args=overrides,
+        prog=f"dora-jax {command} CONFIG.py",
+        registry=_registry,
     )
 
 
@@ -190,6 +229,7 @@ def _evaluate(argv: Sequence[str]) -> None:
         default=EvaluateArgs(config),
         args=overrides,
         prog="dora-jax evaluate CONFIG.py",
+        registry=_registry,
     )
     from dora_jax.comparison.evaluate import evaluate
 

@@ -81,6 +81,11 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise DoraError(f"two arms would be called {min(repeated)!r}: rename a variant")
+    counts = {len(arm.config.compare.learning_rates) for arm in arms}
+    if config.compare.search_steps and len(counts) > 1:
+        raise DoraError(
+            "compare.learning_rates must be as many for every variant: each has the same search"
+        )
     for pair in config.compare.pairs:
         for name in pair:
             if name not in names:

@@ -499,6 +499,10 @@ class GridAxis:
         rows = [tuple(value) if len(fields) > 1 else (value,) for value in values]
         return cls(tuple(fields), tuple(rows))
 
+    def __str__(self) -> str:
+        values = [row if len(self.fields) > 1 else row[0] for row in self.values]
+        return f"{'+'.join(self.fields)}={json.dumps(values)}"
+
     def __post_init__(self) -> None:
         name = "+".join(self.fields)
         for row in self.values:
@@ -618,7 +622,7 @@ class ExperimentConfig:
             raise DoraError(f"grid: {', '.join(paths)}: each field may vary once")
         for name, fields in variants:
             for path, _ in fields:
-                if path != "train.method":
+                if path not in ("train.method", "compare.learning_rates"):
                     _require_varies(f"variant {name!r}", path)
 
     def settings(self) -> dict[str, Any]:
