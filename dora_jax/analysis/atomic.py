@@ -21,12 +21,17 @@ def write_text(path: str | Path, text: str) -> Path:
     Raises:
         DoraError: when the file system refuses (no space, no permission); `path` is then untouched.
     """
+    return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write bytes to `path` in one step, as `write_text` does."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as out:
-            out.write(text)
+        with open(temporary, "wb") as out:
+            out.write(content)
             out.flush()
             os.fsync(out.fileno())
         os.replace(temporary, path)

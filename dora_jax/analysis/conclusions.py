@@ -5,9 +5,11 @@ methods' names exchanges them in the words and changes nothing else.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
+from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 
@@ -53,11 +55,17 @@ def conclude(summary: Summary) -> Conclusion:
         else:
             headline = f"Only {summary.reference.label} was run: there is nothing to compare."
         return Conclusion(headline, tuple(_against_base(summary)))
-    headline, *figures = _pair(summary.headline)
-    others = [pair for pair in summary.pairs if pair is not summary.headline]
+    heads = summary.headlines
+    headline, *figures = _pair(heads[0]) if len(heads) == 1 else _along_the_grid(heads)
+    others = [pair for pair in summary.pairs if pair not in heads]
     return Conclusion(
         headline,
-        (*figures, *_other_pairs(others), *_against_base(summary), *_cost(summary.headline)),
+        (
+            *figures,
+            *_other_pairs(others, len(summary.pairs)),
+            *_against_base(summary),
+            *_cost(heads[0]),
+        ),
     )
 
 
@@ -82,10 +90,10 @@ def is_shown(pair: PairSummary) -> bool:
 
 def _switched_off(summary: Summary) -> list[str]:
     """Labels of the compared methods of which a run did not train its magnitudes."""
-    pair = summary.headline
-    compared = [pair.first, pair.second] if pair else list(summary.methods)
+    heads = summary.headlines
+    compared = [m for p in heads for m in (p.first, p.second)] or list(summary.methods)
     off = {evidence.run.method for evidence in summary.magnitudes if evidence.off}
-    return [method.label for method in compared if method.method in off]
+    return list(dict.fromkeys(m.label for m in compared if m.method in off))
 
 
 def _pair(pair: PairSummary) -> list[str]:
@@ -124,6 +132,44 @@ def _pair(pair: PairSummary) -> list[str]:
     return sentences
 
 
+def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
+    """The headline and the figures of two methods that are compared at several points of a grid."""
+    first, second = (
+        METHOD_LABELS.get(side.arm.start, side.label) for side in (pairs[0].first, pairs[0].second)
+    )
+    wins = {first: 0, second: 0}
+    for pair in pairs:
+        if is_shown(pair):
+            wins[first if pair.comparison.difference > 0 else second] += 1
+    verb = "scored higher" if pairs[0].comparison.seeds == 1 else "was better"
+    leader, other = sorted(wins, key=lambda name: (-wins[name], name))
+    total = len(pairs)
+    if not wins[leader]:
+        names = " and ".join(sorted(wins))
+        headline = f"No difference between {names} could be shown at any of {total} settings."
+    elif not wins[other]:
+        rest = "" if wins[leader] == total else "; no difference could be shown at the others"
+        headline = f"{leader} {verb} than {other} at {wins[leader]} of {total} settings{rest}."
+    else:
+        headline = (
+            f"{leader} {verb} than {other} at {wins[leader]} of {total} settings, and {other} than "
+            f"{leader} at {wins[other]}."
+        )
+    return [headline, *(_figures(pair) for pair in pairs)]
+
+
+def _figures(pair: PairSummary) -> str:
+    leader, other, gain, low, high = _from_the_leader(pair)
+    comparison = pair.comparison
+    best = max(comparison.first_accuracy, comparison.second_accuracy)
+    worst = min(comparison.first_accuracy, comparison.second_accuracy)
+    return (
+        f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}: "
+        f"{say.points(gain)} points ({say.points(low)} to {say.points(high)}; "
+        f"{say.p_value(pair.p_value)}; {say.plural(comparison.seeds, 'seed')})."
+    )
+
+
 def _missable(leader: MethodSummary, other: MethodSummary, low: float, high: float) -> str:
     """How large a difference, either way, these data could have missed."""
     sides = [f"of up to {say.points(high).lstrip('+')} points in favour of {leader.label}"]
@@ -143,10 +189,10 @@ def _from_the_leader(
     return pair.second, pair.first, -gain, -high, -low
 
 
-def _other_pairs(pairs: list[PairSummary]) -> list[str]:
-    """One sentence for all pairs but the headline's."""
+def _other_pairs(pairs: list[PairSummary], total: int) -> list[str]:
+    """Sentences for all pairs but the headline's; `total` pairs were compared."""
     if not pairs:
-        return []
+        return [_corrected(total)] if total > 1 else []
     shown, hidden = [], []
     for pair in pairs:
         leader, other, gain, *_ = _from_the_leader(pair)
@@ -160,8 +206,11 @@ def _other_pairs(pairs: list[PairSummary]) -> list[str]:
         sentences.append(f"Of the other pairs, {say.listed(shown)}.")
     if hidden:
         sentences.append(f"No difference could be shown for {say.listed(hidden)}.")
-    total = len(pairs) + 1
-    return [*sentences, f"All p-values are corrected for {total} comparisons (Holm)."]
+    return [*sentences, _corrected(total)]
+
+
+def _corrected(total: int) -> str:
+    return f"All p-values are corrected for {total} comparisons (Holm)."
 
 
 def _against_base(summary: Summary) -> list[str]:
@@ -233,7 +282,12 @@ def _twin_cautions(summary: Summary) -> list[Caution]:
 
 
 def _divergence_cautions(summary: Summary) -> list[str]:
-    return [
+    lost = [
+        f"{summary.label(failure.method)}, seed {failure.seed}, "
+        f"{'diverged' if failure.diverged else 'failed'} and has no score: {failure.message}"
+        for failure in summary.results.failures
+    ]
+    return lost + [
         f"{method.label}, seed {run.seed}: the training loss was not finite; the run diverged."
         for method in summary.methods
         for run in method.runs

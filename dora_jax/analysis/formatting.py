@@ -77,6 +77,14 @@ def byte_size(size: int | None) -> str:
     return f"{size}{NBSP}B"
 
 
+def speed(flops_per_s: float | None) -> str:
+    """Operations a second: 512000000000 -> "512 GFLOP/s"."""
+    if flops_per_s is None:
+        return MISSING
+    unit, power = ("TFLOP/s", 12) if flops_per_s >= 1e12 else ("GFLOP/s", 9)
+    return f"{flops_per_s / 10**power:.3g}{NBSP}{unit}"
+
+
 def duration(seconds: float | None) -> str:
     """From milliseconds to hours: "84.2 ms", "2.31 s", "3 min 20 s", "2 h 05 min"."""
     if seconds is None or not math.isfinite(seconds):

@@ -22,23 +22,24 @@ from dora_jax.analysis.svg import (
     PAPER,
     VARIABLES,
     Plot,
+    Table,
+    make_plot,
     new_figure,
-    to_svg,
 )
 
 MAX_POINTS = 400  # a drawn line's; more only makes the page heavy
 LABEL_LENGTH = 26  # letters of a name beside a plot; a longer one is cut
 
 
-def method_colours(summary: Summary) -> dict[str, str]:
+def page_colours(summary: Summary) -> dict[str, str]:
     """Return the CSS variable of each method's colour, by the order of display."""
-    return {method: VARIABLES[colour] for method, colour in _colours(summary).items()}
+    return {method: VARIABLES[colour] for method, colour in method_colours(summary).items()}
 
 
 def accuracy_plot(summary: Summary) -> Plot:
     """Draw the accuracies: the base and each method with its interval, and a dot for each seed."""
     results, methods = summary.results, summary.methods
-    colours = _colours(summary)
+    colours = method_colours(summary)
     figure, axes = new_figure(height=_rows_height(summary))
     _accuracy_row(axes, 0, results.base.accuracy, summary.base_interval, BASE)
     shown = [results.base.accuracy, summary.base_interval.low, summary.base_interval.high]
@@ -70,7 +71,12 @@ def accuracy_plot(summary: Summary) -> Plot:
     metric = results.data.metric.replace("_", " ")
     alt = f"{metric.capitalize()}: base model {say.percent(results.base.accuracy)}, "
     alt += say.listed(words) + ". Bars are 95 % intervals, small dots single seeds."
-    return Plot(to_svg(figure, "accuracy"), alt)
+    lines: list[tuple[str, float, Interval, float | None]]
+    lines = [("base", results.base.accuracy, summary.base_interval, None)]
+    lines += [(m.method, m.accuracy, m.interval, m.spread) for m in methods]
+    rows = [(name, value, i.low, i.high, spread) for name, value, i, spread in lines]
+    table = Table(("arm", "accuracy", "low", "high", "deviation over seeds"), tuple(rows))
+    return make_plot(figure, "accuracy", alt, table)
 
 
 def difference_plot(summary: Summary) -> Plot | None:
@@ -96,7 +102,11 @@ def difference_plot(summary: Summary) -> Plot | None:
     axes.xaxis.set_major_locator(MaxNLocator(7))
     words = [f"{label} {say.points(d)} ({say.points_interval(i)})" for label, d, i in rows]
     alt = f"Paired differences in percentage points with 95 % intervals: {'; '.join(words)}."
-    return Plot(to_svg(figure, "difference"), alt)
+    table = Table(
+        ("pair", "difference", "low", "high"),
+        tuple((label.strip(), difference, i.low, i.high) for label, difference, i in rows),
+    )
+    return make_plot(figure, "difference", alt, table)
 
 
 def loss_plot(summary: Summary) -> Plot | None:
@@ -121,7 +131,28 @@ def loss_plot(summary: Summary) -> Plot | None:
     axes.set_ylim(*_padded(np.concatenate([v[len(v) // 7 :] for v in drawn])))
     words = [f"{summary.label(name)} ends near {np.mean(v):.3g}" for name, v in final.items()]
     alt = f"Training loss by step: {say.listed(words)}."
-    return Plot(to_svg(figure, "loss"), alt, tuple(final))
+    table = _history_table(summary, "loss", lambda point: point.loss)
+    return make_plot(figure, "loss", alt, table, tuple(final))
+
+
+def gradient_plot(summary: Summary) -> Plot | None:
+    """Draw the norm of the gradient of every run, before clipping."""
+    figure, axes = new_figure(height=2.75)
+    last: dict[str, list[float]] = {}
+    for method, run, colour, width in _lines(summary):
+        steps, norms = _series(run, lambda point: point.grad_norm)
+        if len(steps):
+            axes.plot(*_thinned(steps, smoothed(norms)), color=colour, linewidth=width)
+            last.setdefault(method.method, []).append(float(np.max(norms)))
+    if not last:
+        return None
+    axes.set_yscale("log")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("gradient norm")
+    words = [f"{summary.label(name)} at most {np.max(v):.3g}" for name, v in last.items()]
+    table = _history_table(summary, "gradient norm", lambda point: point.grad_norm)
+    alt = f"Norm of the gradient by step: {say.listed(words)}."
+    return make_plot(figure, "gradient", alt, table, tuple(last))
 
 
 def drift_plot(summary: Summary) -> Plot | None:
@@ -150,7 +181,7 @@ def search_plot(summary: Summary) -> Plot | None:
     """Draw the validation accuracy (else loss) of every learning rate tried, the chosen ringed."""
     trials = summary.results.search
     by_accuracy = any(trial.validation_accuracy is not None for trial in trials)
-    colours = _colours(summary)
+    colours = method_colours(summary)
     figure, axes = new_figure(height=2.75)
     rates: set[float] = set()
     chosen = []
@@ -179,7 +210,12 @@ def search_plot(summary: Summary) -> Plot | None:
     if by_accuracy:
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=None))
     alt = f"Learning-rate search on the validation rows. Chosen: {', '.join(chosen) or 'none'}."
-    return Plot(to_svg(figure, "search"), alt, names)
+    header = ("arm", "learning rate", "validation accuracy", "validation loss", "chosen")
+    rows = tuple(
+        (t.method, t.learning_rate, t.validation_accuracy, t.validation_loss, int(t.chosen))
+        for t in trials
+    )
+    return make_plot(figure, "search", alt, Table(header, rows), names)
 
 
 def smoothed(values: np.ndarray, share: float = 0.08) -> np.ndarray:
@@ -215,10 +251,22 @@ def _history_plot(
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(PercentFormatter(decimals=None))
     words = [f"{summary.label(name)} ends at {100 * np.mean(v):.3g} %" for name, v in final.items()]
-    return Plot(to_svg(figure, name), f"{title}: {say.listed(words)}.", tuple(final))
+    table = _history_table(summary, name, value)
+    return make_plot(figure, name, f"{title}: {say.listed(words)}.", table, tuple(final))
 
 
-def _colours(summary: Summary) -> dict[str, str]:
+def _history_table(
+    summary: Summary, name: str, value: Callable[[HistoryPoint], float | None]
+) -> Table:
+    rows = [
+        (run.method, run.seed, point.step, value(point))
+        for run in summary.results.runs
+        for point in run.history
+    ]
+    return Table(("arm", "seed", "step", name), tuple(rows))
+
+
+def method_colours(summary: Summary) -> dict[str, str]:
     """A method keeps its colour in every report, at all points of a grid; others share the rest."""
     known = list(METHOD_LABELS)[:4]
     starts = dict.fromkeys(m.arm.start for m in summary.methods)
@@ -232,7 +280,7 @@ def _colours(summary: Summary) -> dict[str, str]:
 
 def _lines(summary: Summary) -> list[tuple[MethodSummary, RunResult, str, float]]:
     """Every run with its colour and line width; later methods thinner, so that none is hidden."""
-    colours = _colours(summary)
+    colours = method_colours(summary)
     return [
         (method, run, colours[method.method], max(2.4 - 0.9 * i, 1.0))
         for i, method in enumerate(summary.methods)

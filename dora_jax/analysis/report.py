@@ -1,5 +1,6 @@
 """The report of a comparison: one HTML file that needs nothing else, for screen and paper."""
 
+import functools
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -11,10 +12,15 @@ from markupsafe import Markup
 from dora_jax.analysis import formatting, plots
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.conclusions import cautions, conclude, is_shown
+from dora_jax.analysis.grid_plots import axis_plots, size_plot, start_label
 from dora_jax.analysis.plots import Plot
+from dora_jax.analysis.published import beside_published
 from dora_jax.analysis.results import ComparisonResults, RunResult
-from dora_jax.analysis.summary import METRIC_LABELS, summarize
+from dora_jax.analysis.spread import spreads
+from dora_jax.analysis.summary import METRIC_LABELS, MethodSummary, Summary, summarize
+from dora_jax.analysis.svg import save_plot
 
+PLOTS = "plots"
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("dora_jax.analysis"),
     autoescape=True,  # names of models, tasks and methods are other people's text
@@ -25,7 +31,7 @@ _TEMPLATES = jinja2.Environment(
 
 
 def write_report(results: ComparisonResults, path: str | Path) -> Path:
-    """Write the report of `results` to `path`, in one step.
+    """Write the report of `results` to `path`, in one step, and its plots into `plots` beside it.
 
     Args:
         results: what the comparison measured.
@@ -37,12 +43,38 @@ def write_report(results: ComparisonResults, path: str | Path) -> Path:
     Raises:
         DoraError: when the file cannot be written.
     """
-    return write_text(path, render_report(results))
+    summary = summarize(results)
+    drawn = _plots(summary)
+    folder = Path(path).parent / PLOTS
+    for plot in drawn.values():
+        if plot is not None:
+            save_plot(plot, folder)
+    return write_text(path, _render(summary, drawn))
 
 
 def render_report(results: ComparisonResults) -> str:
     """Return the report as a complete HTML document without outside references."""
     summary = summarize(results)
+    return _render(summary, _plots(summary))
+
+
+def _plots(summary: Summary) -> dict[str, Plot | None]:
+    """Return the plots by name; those of the grid's axes are named after their titles."""
+    return {
+        "accuracy": plots.accuracy_plot(summary),
+        "difference": plots.difference_plot(summary),
+        "loss": plots.loss_plot(summary),
+        "gradient": plots.gradient_plot(summary),
+        "drift": plots.drift_plot(summary),
+        "direction": plots.direction_plot(summary),
+        "search": plots.search_plot(summary),
+        "size": size_plot(summary),
+        **dict(axis_plots(summary)),
+    }
+
+
+def _render(summary: Summary, drawn: dict[str, Plot | None]) -> str:
+    results = summary.results
     template = _TEMPLATES.get_template("report.html.jinja")
     return template.render(
         say=formatting,
@@ -50,17 +82,19 @@ def render_report(results: ComparisonResults) -> str:
         summary=summary,
         conclusion=conclude(summary),
         cautions=cautions(summary),
-        colours=plots.method_colours(summary),
+        colours=plots.page_colours(summary),
         finished=_readable_time(results.finished),
         metric=METRIC_LABELS[results.data.metric],
-        plots={
-            "accuracy": plots.accuracy_plot(summary),
-            "difference": plots.difference_plot(summary),
-            "loss": plots.loss_plot(summary),
-            "drift": plots.drift_plot(summary),
-            "direction": plots.direction_plot(summary),
-            "search": plots.search_plot(summary),
-        },
+        plots=drawn,
+        axes=[(title, plot) for title, plot in drawn.items() if title.startswith("Accuracy by")],
+        spreads=spreads(summary),
+        start_label=functools.partial(start_label, summary),
+        protocols=[
+            (protocol, summarize(results.by_protocol(protocol)))
+            for protocol in results.protocols[1:]
+        ],
+        unanswered=_unanswered,
+        published=beside_published(summary),
         settings=list(_flattened(results.settings)),
         environment=list(_flattened(results.environment)),
         skipped=[
@@ -74,6 +108,13 @@ def render_report(results: ComparisonResults) -> str:
         last_loss=_last_loss,
         drawn=_drawn,
     )
+
+
+def _unanswered(results: ComparisonResults, protocol: str, method: MethodSummary | None) -> str:
+    """Return how many answers a protocol could not read: of an arm's runs, or of the base model."""
+    parts = [results.base] if method is None else method.runs
+    counts = [part.other[protocol].unanswered for part in parts]
+    return f"{sum(counts) / len(counts):.3g}"
 
 
 def _drawn(plot: Plot) -> Markup:

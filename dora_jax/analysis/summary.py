@@ -55,6 +55,7 @@ class MethodSummary:
     peak_rss_bytes: int | None
     compile_s: float | None
     train_seconds: float | None
+    flops_per_s: float | None
     mfu: float | None
     spread: float | None
 
@@ -131,6 +132,11 @@ class Summary:
     def headline(self) -> PairSummary | None:
         """The first of `headlines`."""
         return self.headlines[0] if self.headlines else None
+
+    def macro_average(self, name: str | None) -> float:
+        """Return the mean of the tasks' accuracies, as the paper gives it; None is the base."""
+        scores = [t.base if name is None else t.accuracies[name] for t in self.tasks]
+        return statistics.fmean(scores)
 
     def label(self, name: str) -> str:
         """Return an arm's name as people write it."""
@@ -211,6 +217,7 @@ def _method(
         peak_rss_bytes=None if peak is None else int(peak),
         compile_s=_over(statistics.fmean, (run.compile_s for run in runs)),
         train_seconds=_over(statistics.fmean, (run.train_seconds for run in runs)),
+        flops_per_s=_over(statistics.median, (run.flops_per_s for run in runs)),
         mfu=_over(statistics.median, (run.mfu for run in runs)),
         spread=statistics.stdev(run.accuracy for run in runs) if len(runs) > 1 else None,
     )

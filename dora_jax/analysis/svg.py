@@ -4,15 +4,25 @@ The page's style sheet owns colours and typeface: strokes and fills are CSS vari
 `--method-0`, ...), so that one drawing serves light, dark and print, and text stays text.
 """
 
+import contextlib
+import csv
+import functools
+import importlib.resources
 import io
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.colors
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from dora_jax.analysis.atomic import write_bytes, write_text
 
 # Stand-ins that matplotlib can draw; `to_svg` turns them into the page's variables.
 INK, MUTED, GRID, BASE, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505"
@@ -53,13 +63,96 @@ STYLE: Any = {
 }
 
 
+Cell = str | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a plot shows, as figures: a header, and rows of as many cells."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element, words for a reader who cannot see it, and the methods drawn (for a key)."""
+    """One plot.
 
+    Attributes:
+        name: names its files.
+        svg: an SVG element for the page.
+        alt: words for a reader who cannot see it.
+        methods: the arms drawn, for a key.
+        table: what is drawn.
+        figure: the drawing, for files of other kinds.
+    """
+
+    name: str
     svg: str
     alt: str
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...]
+    table: Table
+    figure: Figure = field(compare=False, repr=False)
+
+
+def make_plot(
+    figure: Figure, name: str, alt: str, table: Table, methods: Sequence[str] = ()
+) -> Plot:
+    """Finish a drawing; `name` must differ between the drawings of one page."""
+    return Plot(name, to_svg(figure, name), alt, tuple(methods), table, figure)
+
+
+def save_plot(plot: Plot, folder: Path) -> None:
+    """Write a plot's `NAME.svg`, `NAME.png` and `NAME.csv`, in the page's light colours.
+
+    Raises:
+        DoraError: when a file cannot be written.
+    """
+    _recolour(plot.figure)
+    for kind in ("svg", "png"):
+        buffer = io.BytesIO()
+        with _rendering(plot.name):
+            plot.figure.savefig(buffer, format=kind, dpi=160, metadata=_METADATA[kind])
+        write_bytes(folder / f"{plot.name}.{kind}", buffer.getvalue())
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([plot.table.header, *plot.table.rows])
+    write_text(folder / f"{plot.name}.csv", text.getvalue())
+
+
+# Nothing that differs from one drawing of the same figures to the next.
+_METADATA: dict[str, dict[str, None]] = {
+    "svg": dict.fromkeys(("Creator", "Date", "Format", "Type")),
+    "png": {"Software": None},
+}
+
+
+@functools.cache
+def _light() -> dict[str, str]:
+    """Return the colour of each stand-in in the style sheet's light scheme, which comes first."""
+    style = importlib.resources.files("dora_jax.analysis") / "templates" / "report.css"
+    found = re.findall(r"(--[\w-]+):\s*(#[0-9a-f]{6})", style.read_text(encoding="utf-8"))
+    first = dict(reversed(found))
+    return {stand_in: first[variable] for stand_in, variable in VARIABLES.items()}
+
+
+def _recolour(figure: Figure) -> None:
+    """Give every part of a drawing the colour that its stand-in means."""
+    light = _light()
+    figure.set_facecolor(light[PAPER])
+    names = ("color", "edgecolor", "facecolor", "markerfacecolor", "markeredgecolor")
+    for artist in figure.findobj():
+        for name in names:
+            getter = getattr(artist, f"get_{name}", None)
+            if getter is None or not hasattr(artist, f"set_{name}"):
+                continue
+            colour = getter()
+            colour = colour[0] if isinstance(colour, np.ndarray) and colour.ndim == 2 else colour
+            if not matplotlib.colors.is_color_like(colour):
+                continue
+            meant = light.get(matplotlib.colors.to_hex(colour))
+            if meant is not None:
+                getattr(artist, f"set_{name}")(meant)
 
 
 def new_figure(height: float) -> tuple[Figure, Axes]:
@@ -69,14 +162,19 @@ def new_figure(height: float) -> tuple[Figure, Axes]:
         return figure, figure.subplots()
 
 
-def to_svg(figure: Figure, name: str) -> str:
-    """Render as an SVG element; `name` must differ between the drawings of one page."""
-    buffer = io.StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+@contextlib.contextmanager
+def _rendering(name: str) -> Iterator[None]:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         # The browser draws the text; what DejaVu lacks (a name in Chinese) does not matter here.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="svg", metadata=no_metadata)
+        yield
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """Render as an SVG element; `name` must differ between the drawings of one page."""
+    buffer = io.StringIO()
+    with _rendering(name):
+        figure.savefig(buffer, format="svg", metadata=_METADATA["svg"])
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

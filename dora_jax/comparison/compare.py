@@ -217,9 +217,7 @@ def _trials(config: ExperimentConfig, arms: Sequence[ArmPlan]) -> list[Part]:
     ]
 
 
-def _runs(
-    config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, float]
-) -> list[Part]:
+def _runs(config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, float]) -> list[Part]:
     return [
         Part("run", arm, seed, rates.get(arm.name, arm.config.optim.learning_rate))
         for seed in config.seeds
@@ -276,7 +274,8 @@ def _require_results(
     """Find that there is nothing to report."""
     if isinstance(base, Failure):
         raise DoraError(
-            f"the base model could not be scored ({base.message}): see {folder / 'base' / FAILED_FILE}"
+            f"the base model could not be scored ({base.message}): see "
+            f"{folder / 'base' / FAILED_FILE}"
         )
     if not done:
         first = failures[0]
@@ -284,4 +283,3 @@ def _require_results(
         raise DoraError(
             f"no run came to a result; {first.method}, seed {first.seed}, {verb}: {first.message}"
         )
-

@@ -49,7 +49,7 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     with WorkProgress(task.tokens("evaluation")) as progress:
         progress.part("evaluation")
         score = task.score(plain, params, "evaluation", progress.advance)
-    main, *others = task.protocols("evaluation")
+    others = task.protocols("evaluation")[1:]
     lines = [
         f"{task.info.metric} {score.accuracy:.1%} of {len(score.correct)} rows, "
         f"loss {score.loss:.4f}"

@@ -60,7 +60,7 @@ def work(folder: Path, part: Part) -> None:
 
 
 def settle(folder: Path, part: Part, ended: str) -> None:
-    """See that a part whose process has ended left an outcome; else leave `ended` as its failure."""
+    """See that a part whose process has ended left an outcome; else `ended` is its failure."""
     if outcome(folder, part) is None:
         leave_failure(folder / part.path, Failed(False, ended))
 

@@ -52,9 +52,7 @@ class OnRay:
             num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=0
         )(work)
         running = {
-            task.remote(self._folder, part): part
-            for part in parts
-            if is_to_do(self._folder, part)
+            task.remote(self._folder, part): part for part in parts if is_to_do(self._folder, part)
         }
         try:
             while running:

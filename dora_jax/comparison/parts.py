@@ -129,7 +129,10 @@ def outcome(folder: Path, part: Part) -> Result | Failure | None:
     """
     result = finished_part(folder / part.path, _RESULTS[part.kind])
     if result is not None:
-        return dataclasses.replace(result, method=part.arm.name) if part.kind != "base" else result  # type: ignore[call-arg]
+        if isinstance(result, BaseResult):
+            return result
+        # Found in another comparison it may have been called otherwise.
+        return dataclasses.replace(result, method=part.arm.name)
     failed = finished_part(folder / part.path, Failed, FAILED_FILE)
     if failed is None:
         return None
@@ -194,9 +197,7 @@ def _message(error: Exception) -> str:
     return first if isinstance(error, DoraError) else f"{type(error).__name__}: {first[:300]}"
 
 
-def _base(
-    folder: Path, part: Part, bench: Workbench, progress: WorkProgress
-) -> tuple[Result, str]:
+def _base(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
     score = bench.score(bench.pretrained.params, "evaluation", _scoring(progress))
     result = BaseResult(score.accuracy, score.correct, score.loss, score.other)
     return result, f"base model: {score.accuracy:.1%}"
@@ -208,9 +209,7 @@ def _trial(
     result, rules = _fit(folder, part, bench, progress)
     score = bench.score(merge_params(result.params, rules), "validation", _scoring(progress))
     trial = SearchTrial(part.arm.name, part.rate, part.steps, False, score.accuracy, score.loss)
-    return trial, (
-        f"{part.label}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}"
-    )
+    return trial, (f"{part.label}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}")
 
 
 def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:

@@ -111,8 +111,8 @@ def _read(source: str | Path, config: "DataConfig") -> tuple[list[Example], dict
     unread = sum(example is None for example in changed)
     if unread == len(examples):
         raise DoraError(
-            f"{source}: no row lists its options under labels (\"Answer1: ... Answer2: ... Answer "
-            "format: answer1/answer2\"): give --data.form as_given"
+            f'{source}: no row lists its options under labels ("Answer1: ... Answer2: ... Answer '
+            'format: answer1/answer2"): give --data.form as_given'
         )
     more = {NOT_CLOZE: unread} if unread else {}
     return [example for example in changed if example is not None], left_out | more

@@ -211,6 +211,7 @@ class Task:
         loss = sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
         found: dict[str, ProtocolResult] = {}
         for protocol in self.protocols(split):
+            judged: list[bool | None]
             if protocol == "likelihood":
                 pairs = zip(rows, scores, strict=True)
                 judged = [pick(row, options) == row.correct for row, options in pairs]

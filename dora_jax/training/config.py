@@ -213,7 +213,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How rows with options are scored; free answers are always written and matched word for word."""
+    """How rows with options are scored; free answers are written and matched word for word."""
 
     protocols: tuple[Protocol, ...] = ("likelihood",)
     """likelihood (the likeliest option, per byte) and generate (the first option named in what the
@@ -487,7 +487,8 @@ class GridAxis:
                 raise DoraError(f"grid {text!r}: is not a JSON list ({error})") from None
         else:
             values = [
-                [_json_or_text(part) for part in value.split("+")] if len(fields) > 1
+                [_json_or_text(part) for part in value.split("+")]
+                if len(fields) > 1
                 else _json_or_text(value)
                 for value in given.split(",")
             ]

@@ -2,4 +2,6 @@
 
 from paper import study
 
-config = study("commonsense-llama3-8b", "meta-llama/Meta-Llama-3-8B", "LLaMA3-8B", rate_16=1e-4, rate_32=1e-4)
+config = study(
+    "commonsense-llama3-8b", "meta-llama/Meta-Llama-3-8B", "LLaMA3-8B", rate_16=1e-4, rate_32=1e-4
+)

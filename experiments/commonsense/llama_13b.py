@@ -2,4 +2,6 @@
 
 from paper import study
 
-config = study("commonsense-llama-13b", "huggyllama/llama-13b", "LLaMA-13B", rate_16=3e-4, rate_32=2e-4)
+config = study(
+    "commonsense-llama-13b", "huggyllama/llama-13b", "LLaMA-13B", rate_16=3e-4, rate_32=2e-4
+)

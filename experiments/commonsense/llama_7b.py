@@ -2,4 +2,6 @@
 
 from paper import study
 
-config = study("commonsense-llama-7b", "huggyllama/llama-7b", "LLaMA-7B", rate_16=2e-4, rate_32=1e-4)
+config = study(
+    "commonsense-llama-7b", "huggyllama/llama-7b", "LLaMA-7B", rate_16=2e-4, rate_32=1e-4
+)

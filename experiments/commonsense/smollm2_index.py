@@ -1,4 +1,4 @@
-"""SmolLM2-135M, the paper's option labels: LoRA and DoRA at two ranks, magnitudes alone, full fine-tuning."""
+"""SmolLM2-135M on the paper's option labels: LoRA and DoRA at two ranks, magnitudes, all."""
 
 from smollm2 import LOW_RANK_RATES, RANKS, VARIANTS, study
 

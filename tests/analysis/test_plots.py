@@ -13,6 +13,7 @@ ALL = (
     plots.accuracy_plot,
     plots.difference_plot,
     plots.loss_plot,
+    plots.gradient_plot,
     plots.drift_plot,
     plots.direction_plot,
     plots.search_plot,
@@ -75,11 +76,11 @@ def test_words_for_those_who_cannot_see():
 
 
 def test_a_known_method_keeps_its_colour():
-    both = plots.method_colours(summarize(sample.results()))
-    alone = plots.method_colours(summarize(sample.results({"dora": [sample.first(9)]})))
+    both = plots.page_colours(summarize(sample.results()))
+    alone = plots.page_colours(summarize(sample.results({"dora": [sample.first(9)]})))
     assert alone["dora"] == both["dora"] != both["lora"]
     names = {f"method {i}": [sample.first(9)] for i in range(9)}
-    assert plots.method_colours(summarize(sample.results(names)))["method 8"].startswith("--")
+    assert plots.page_colours(summarize(sample.results(names)))["method 8"].startswith("--")
 
 
 def test_nothing_to_draw_is_none():

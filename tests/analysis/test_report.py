@@ -100,13 +100,21 @@ def test_figures_of_the_table_are_those_of_the_results():
     assert lora[2].startswith("+40.0")
     assert dora[2].startswith("+45.0")
     assert dora[3] == "0.750"
-    assert lora[4:] == ["1,000 1.00 % of model", "0", "500 ms x1.00", "2.00 MB x1.00", "3 min 20 s"]
+    assert lora[4:] == [
+        "1,000 1.00 % of model",
+        "0",
+        "500 ms x1.00",
+        "2.00 MB x1.00",
+        "3 min 20 s",
+        "~",
+    ]
     assert dora[4:] == [
         "1,200 1.20 % of model",
         "200",
         "550 ms x1.10",
         "2.20 MB x1.10",
         "3 min 20 s",
+        "~",
     ]
 
 
@@ -120,6 +128,7 @@ def test_evidence_statistics_tasks_runs_and_search_are_there():
     assert [row[:5] for row in tasks[1:]] == [
         ["even", "20", "20.0 %", "58.3 %", "65.0 %"],
         ["odd", "20", "20.0 %", "56.7 %", "60.0 %"],
+        ["Average of the tasks", "", "20.0 %", "57.5 %", "62.5 %"],
     ]
     assert [row[0] for row in runs[1:]] == [
         f"{method}, seed {seed}" for method in ("LoRA", "DoRA") for seed in range(3)
@@ -220,7 +229,7 @@ def test_what_was_not_measured_is_a_dash():
     data = dataclasses.replace(results.data, chance=None, skipped={})
     page = Page(sample.plain(render_report(dataclasses.replace(results, data=data))))
     row = page.row(0, "DoRA")
-    assert [row[3], *row[6:]] == ["~"] * 4
+    assert [row[3], *row[6:]] == ["~"] * 5
     assert "No training history was recorded." in page.words
     assert "No row was left out." in page.words
     assert "not shown" in page.words
@@ -232,4 +241,4 @@ def test_rendering_is_deterministic_and_the_file_complete(tmp_path):
     results = sample.results(THREE)
     path = write_report(results, tmp_path / "out" / "report.html")
     assert path.read_text(encoding="utf-8") == render_report(results)
-    assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["plots", "report.html"]

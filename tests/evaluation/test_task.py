@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -7,13 +8,14 @@ import pytest
 
 from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.exact_match import exact_matches
+from dora_jax.evaluation.exact_match import new_tokens
+from dora_jax.evaluation.first_match import judge
 from dora_jax.evaluation.task import encode_task
+from dora_jax.evaluation.writing import write_answers
 from dora_jax.generation import Sampling, generate_ids
 from dora_jax.models.llama import Llama
-from dora_jax.training.config import DataConfig, TrainConfig
+from dora_jax.training.config import DataConfig, EvaluationConfig, TrainConfig
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
-from tests.data.rows import random_row
 
 
 def load_task(config, tokenizer):
@@ -144,18 +146,47 @@ def test_score_counts_what_is_right_and_reports_all_its_work(tmp_path, options):
     assert 0 < score.loss < 3 * math.log(CONFIG.vocab_size)
 
 
-def test_exact_match_compares_the_greedy_text():
+def test_exact_match_compares_the_greedy_text(data):
     model, params, tiny = Llama(CONFIG), our_params(hf_weights()), tokenizer()
-    rows = [random_row(seed, 4 + seed, [3], CONFIG.vocab_size) for seed in range(5)]
+    task = load_task(data([row(n, options=None) for n in range(10)]), tiny)
+    rows = task.rows["evaluation"]
     # What the model says within the tokens that it is given is right, anything else is wrong.
-    sampling = Sampling(max_new_tokens=3 + 4)
+    sampling = Sampling(max_new_tokens=new_tokens(rows))
     said = generate_ids(model, {"params": params}, [r.prompt for r in rows], sampling, [2])
-    expected = [1, 0, 1, 1, 0]
-    asked = [
-        r.__class__(r.prompt, r.answer, (), 0, tiny.decode(ids) + ("" if right else " no"), (), "")
-        for r, ids, right in zip(rows, said, expected, strict=True)
+    expected = [n % 2 for n in range(len(rows))]
+    texts = [
+        tiny.decode(ids) + ("" if right else " no")
+        for ids, right in zip(said, expected, strict=True)
     ]
-    assert exact_matches(model, params, asked, 2, tiny) == expected
+    asked = [dataclasses.replace(r, text=text) for r, text in zip(rows, texts, strict=True)]
+    known = dataclasses.replace(task, rows={**task.rows, "evaluation": tuple(asked)})
+    score = known.score(model, params, "evaluation")
+    assert list(score.correct) == expected
+    assert score.other == {}
+
+
+def test_rows_are_scored_by_every_protocol_that_is_asked_for(data, tmp_path):
+    model, params, tiny = Llama(CONFIG), our_params(hf_weights()), tokenizer()
+    both = EvaluationConfig(protocols=("likelihood", "generate"), beams=2, new_tokens=5)
+    choice = {"output": "hello", "options": ["hello", "wor"]}
+    asked = write(tmp_path / "asked.jsonl", [row(n, **choice) for n in range(50, 57)])
+    likely = load_task(dataclasses.replace(data([*map(row, range(9))]), eval=asked), tiny)
+    task = dataclasses.replace(likely, evaluation=both)
+    done = []
+    score = task.score(model, params, "evaluation", done.append)
+    assert sum(done) == task.tokens("evaluation")
+    assert score.correct == likely.score(model, params, "evaluation").correct
+    found = score.other["generate"]
+    sampling = Sampling(max_new_tokens=5, num_beams=2)
+    rows = task.rows["evaluation"]
+    texts = write_answers(model, params, rows, sampling, 3, tiny)
+    judged = [judge(r, text) for r, text in zip(rows, texts, strict=True)]
+    assert list(found.correct) == [int(j is True) for j in judged]
+    assert found.unanswered == sum(j is None for j in judged)
+    # Of the validation rows nothing but the likelihoods is asked.
+    assert task.score(model, params, "validation").other == {}
+    first = dataclasses.replace(task, evaluation=dataclasses.replace(both, protocols=("generate",)))
+    assert first.score(model, params, "evaluation").correct == found.correct
 
 
 def chat(n):

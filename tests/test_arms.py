@@ -1,0 +1,186 @@
+"""What a comparison compares, and the grid as it is written."""
+
+import dataclasses
+import re
+
+import pytest
+
+from dora_jax.comparison.arms import make_arms
+from dora_jax.errors import DoraError
+from dora_jax.training.config import (
+    AdapterConfig,
+    CompareConfig,
+    ExperimentConfig,
+    GridAxis,
+    OptimConfig,
+)
+
+ALL = ("lora", "dora", "magnitude", "full", "bitfit")
+
+
+def experiment(**fields):
+    return ExperimentConfig(**{"compare": CompareConfig(methods=ALL), **fields})
+
+
+def test_without_a_grid_the_arms_are_the_methods():
+    arms = make_arms(experiment())
+    assert tuple(arm.name for arm in arms) == ALL
+    assert [arm.label for arm in arms][:3] == ["LoRA", "DoRA", "Magnitude only"]
+    assert all(arm.point == {} and arm.start == arm.name for arm in arms)
+    assert {arm.config.train.method for arm in arms} == set(ALL)
+
+
+def test_every_method_is_at_every_point_that_matters_to_it():
+    arms = make_arms(experiment(grid={"adapter.rank": (4, 8), "adapter.norm_axis": ("out", "in")}))
+    names = [arm.name for arm in arms]
+    assert names == [
+        "lora-rank4",
+        "lora-rank8",
+        *(f"dora-rank{r}-norm_axis{a}" for r in (4, 8) for a in ("out", "in")),
+        "magnitude-norm_axisout",
+        "magnitude-norm_axisin",
+        "full",
+        "bitfit",
+    ]
+    by_name = dict(zip(names, arms, strict=True))
+    arm = by_name["dora-rank8-norm_axisin"]
+    assert arm.point == {"adapter.rank": 8, "adapter.norm_axis": "in"}
+    assert (arm.config.adapter.rank, arm.config.adapter.norm_axis) == (8, "in")
+    assert (arm.start, arm.label) == ("dora", "DoRA, rank 8, norm axis in")
+    assert by_name["full"].point == {}
+
+
+def test_fields_that_vary_together_are_one_axis():
+    grid = {"adapter.rank+adapter.alpha": [(4, 8.0), (8, 16.0)]}
+    lora4, lora8, *_ = make_arms(experiment(grid=grid))
+    assert [(a.config.adapter.rank, a.config.adapter.alpha) for a in (lora4, lora8)] == [
+        (4, 8.0),
+        (8, 16.0),
+    ]
+    assert lora8.point == {"adapter.rank": 8}
+
+
+def test_arms_that_would_train_alike_are_one():
+    settings = {}
+    for rank in (4, 8):
+        config = experiment(adapter=AdapterConfig(rank=rank))
+        for arm in make_arms(config):
+            settings.setdefault(arm.method, []).append(arm.settings())
+    assert [m for m, (first, second) in settings.items() if first == second] == [
+        "magnitude",
+        "full",
+        "bitfit",
+    ]
+
+
+def test_variants_stand_in_place_of_methods():
+    arms = make_arms(
+        experiment(
+            variants={
+                "DoRA, half rank": {"train.method": "dora", "adapter.rank": 8},
+                "LoRA": {"train.method": "lora", "optim.learning_rate": 5e-4},
+            },
+            grid={"data.train_rows": (10, 20)},
+        )
+    )
+    assert [arm.name for arm in arms] == [
+        "dora-half-rank-train_rows10",
+        "dora-half-rank-train_rows20",
+        "lora-train_rows10",
+        "lora-train_rows20",
+    ]
+    assert arms[0].label == "DoRA, half rank, train rows 10"
+    assert arms[0].config.adapter.rank == 8
+    assert arms[3].config.optim.learning_rate == 5e-4
+    assert arms[3].config.data.train_rows == 20
+
+
+def test_each_variant_may_search_among_its_own_rates_but_as_many():
+    def with_rates(*rates):
+        own = {"train.method": "full", "compare.learning_rates": rates}
+        return experiment(variants={"Full": own, "LoRA": {"train.method": "lora"}})
+
+    full, lora = make_arms(with_rates(1e-5, 3e-5, 1e-4))
+    assert full.config.compare.learning_rates == (1e-5, 3e-5, 1e-4)
+    assert lora.config.compare.learning_rates == CompareConfig().learning_rates
+    with pytest.raises(DoraError, match="as many for every variant"):
+        make_arms(with_rates(1e-5, 3e-5))
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "values"),
+    [
+        ("adapter.rank=4,8", ("adapter.rank",), ((4,), (8,))),
+        ("adapter.modules=paper,qv", ("adapter.modules",), (("paper",), ("qv",))),
+        ('adapter.modules=["(q|k),?_proj"]', ("adapter.modules",), (("(q|k),?_proj",),)),
+        (
+            "adapter.rank+adapter.alpha=4+8,8+16.5",
+            ("adapter.rank", "adapter.alpha"),
+            ((4, 8), (8, 16.5)),
+        ),
+        ("optim.learning_rate=1e-4,3e-3", ("optim.learning_rate",), ((1e-4,), (3e-3,))),
+    ],
+)
+def test_an_axis_is_read_from_one_word_and_written_as_one(text, fields, values):
+    axis = GridAxis.parse(text)
+    assert (axis.fields, axis.values) == (fields, values)
+    assert GridAxis.parse(str(axis)) == axis
+    searched = CompareConfig(search_steps=0)
+    assert ExperimentConfig(compare=searched, grid=(text,)).grid == (axis,)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (
+            ("adapter.rnk=4",),
+            r"'adapter.rnk' is not a field that may vary \(did you mean 'adapter.ra",
+        ),
+        (("adapter.rank",), "give FIELD=VALUE,VALUE"),
+        (("adapter.rank=[4",), "is not a JSON list"),
+        (("adapter.rank=4,4",), "give each value once"),
+        (("adapter.rank+adapter.alpha=4,8",), "must give 2 values"),
+        (("adapter.rank=4", "adapter.rank+adapter.alpha=4+8"), "each field may vary once"),
+        (("seeds=1,2",), "give --seeds"),
+        (("train.method=lora",), "give --compare.methods"),
+        (("model.name=a",), "one model"),
+        (("data.eval=a",), "the same rows"),
+        (("optim.learning_rate=1e-3",), "--compare.search-steps 0"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_refused(grid, message):
+    with pytest.raises(DoraError, match=message):
+        experiment(grid=grid)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"grid": ("adapter.rank=4,0",)}, r"grid: adapter\.rank must be a whole number"),
+        ({"grid": ("train.steps=4,many",)}, r"grid: train\.steps must be a whole number"),
+        (
+            {"variants": {"A b": {"adapter.rank": 2}, "a-b": {"adapter.rank": 3}}},
+            "two arms would be called 'a-b'",
+        ),
+        ({"variants": {"A": {"train.method": "nora"}}}, r"variant 'A': train\.method must be one"),
+        (
+            {"compare": CompareConfig(pairs=(("lora", "dorra"),))},
+            "compare.pairs names 'dorra'; the arms are lora, dora",
+        ),
+    ],
+)
+def test_values_that_a_field_refuses_are_named(changes, message):
+    with pytest.raises(DoraError, match=message):
+        make_arms(experiment(**changes))
+
+
+def test_settings_of_an_arm_name_its_own_values_alone():
+    config = experiment(grid=("adapter.rank=4,8",), optim=OptimConfig(learning_rate=2e-3))
+    arm = make_arms(config)[0]
+    settings = arm.settings()
+    assert "grid" not in settings
+    assert settings["adapter"]["rank"] == 4
+    assert "norm_axis" not in settings["adapter"]
+    assert re.search("lora", str(settings["train"]["method"]))
+    elsewhere = dataclasses.replace(config, name="other", seeds=(1, 2))
+    assert make_arms(elsewhere)[0].settings() == settings
