@@ -14,6 +14,7 @@ _ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"
 )
+_INDENT = 16 * " "
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,13 @@ def _alpaca(prompt: str, tokenizer: Tokenizer) -> str:
     return _ALPACA.format(prompt=prompt)
 
 
+def _alpaca_indented(prompt: str, tokenizer: Tokenizer) -> str:
+    """The authors' own: every line of the template after the first is indented by 16 spaces."""
+    first, *lines = _ALPACA.split("\n")
+    indented = "\n".join([first, *(_INDENT + line if line else "" for line in lines[:-1]), _INDENT])
+    return indented.format(prompt=prompt)
+
+
 def _none(prompt: str, tokenizer: Tokenizer) -> str:
     return prompt
 
@@ -132,6 +140,7 @@ TEMPLATES = {
         PromptTemplate("plain", _plain, " "),
         PromptTemplate("chat", _chat, is_chat=True),
         PromptTemplate("alpaca", _alpaca),
+        PromptTemplate("alpaca-indented", _alpaca_indented),
         PromptTemplate("none", _none, is_verbatim=True),
     )
 }

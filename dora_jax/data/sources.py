@@ -8,6 +8,7 @@
 | `data/*.jsonl`                       | all files that match, by name                      |
 | a folder that `datasets` wrote       | `save_to_disk`; of several splits, `train`         |
 | any other folder                     | all such files in it and below, by name            |
+| several `TASK/test.json`             | rows without a `task` are of the folder's          |
 | `hub:OWNER/NAME`, `...:SPLIT`, `...:SUBSET:SPLIT` | a dataset of the Hugging Face hub     |
 """
 
@@ -26,6 +27,7 @@ from dora_jax.errors import DoraError
 HUB = "hub:"
 _ENDINGS = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _DATASETS_FILES = ("dataset_dict.json", "state.json")
+_SPLITS = ("train", "validation", "dev", "test")
 _EXTRA = "pip install 'dora-jax[data]'"
 
 
@@ -44,7 +46,7 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
     """
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
-    for rows in _tables(source):
+    for task, rows in _tables(source):
         first: tuple[Format, str] | None = None
         for where, row in rows:
             found = row_format(row, where)
@@ -55,7 +57,9 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
                     "give several files as a folder, or as data.mix"
                 )
             try:
-                examples.append(dataclasses.replace(read_row(row, where), where=where))
+                example = read_row(row, where)
+                named = example.task or task
+                examples.append(dataclasses.replace(example, task=named, where=where))
             except LeftOut as reason:
                 left_out[str(reason)] += 1
     if not examples:
@@ -66,19 +70,23 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
     return examples, dict(left_out)
 
 
-def _tables(source: str | Path) -> Iterator[Iterator[tuple[str, Any]]]:
-    """Yield the (where, row) of each file of a source."""
+def _tables(source: str | Path) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
+    """Yield for each file of a source the task of rows that name none, and their (where, row)."""
     name = str(source)
     if name.startswith(HUB):
-        yield _hub(name.removeprefix(HUB))
+        yield "", _hub(name.removeprefix(HUB))
         return
-    for path in source_files(source):
+    files = source_files(source)
+    for path in files:
+        # Of `boolq/test.json` and `piqa/test.json` the folders say which task it is.
+        is_split = len(files) > 1 and path.name.split(".")[0] in _SPLITS
+        task = path.parent.name if is_split else ""
         if path.is_dir():
-            yield _datasets_folder(path)
+            yield task, _datasets_folder(path)
         elif path.suffix == ".parquet":
-            yield _parquet(path)
+            yield task, _parquet(path)
         else:
-            yield json_rows(path)
+            yield task, json_rows(path)
 
 
 def source_files(source: str | Path) -> list[Path]:

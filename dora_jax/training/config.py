@@ -144,7 +144,8 @@ class DataConfig:
     seed: int = 0
     """Of the choice of entities and rows (not of training)."""
     prompt: str = "plain"
-    """Prompt template: plain, chat, alpaca, or none (prompt and completion as they stand)."""
+    """Prompt template: plain, chat, alpaca (the paper's, clean), alpaca-indented (as its authors'
+    code wrote it), or none (prompt and completion as they stand)."""
     train_on: TrainOn = "answers"
     """What carries a label: answers (all of a conversation's) or all."""
     max_length: int = 256
