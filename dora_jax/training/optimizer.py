@@ -15,7 +15,8 @@ import optax
 
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
-from dora_jax.training.config import OptimConfig, OptimizerName
+from dora_jax.training.config import OptimConfig
+from dora_jax.training.sections import OptimizerName
 
 # Matrices of these names; other leaves go to Adam within Muon.
 _MATRICES = ("kernel", "lora_a", "lora_b")

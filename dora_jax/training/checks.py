@@ -1,0 +1,47 @@
+"""Checks of the configs' fields: each names the field, what it was given and what is allowed."""
+
+import re
+from typing import Any, get_args
+
+from dora_jax.errors import DoraError
+from dora_jax.spec import nearest
+
+
+def require(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Require that a field's value is allowed."""
+    if not condition:
+        raise DoraError(f"{name} must be {allowed}; got {value!r}")
+
+
+def require_choice(name: str, value: object, choices: Any) -> None:
+    """Require one of the values of a Literal; the nearest one is named."""
+    allowed = get_args(choices)
+    words = f"one of {', '.join(map(repr, allowed))}"
+    if value not in allowed:
+        raise DoraError(f"{name} must be {words}; got {value!r}{nearest(value, allowed)}")
+
+
+def require_seed(name: str, seed: int) -> None:
+    """Require a seed of random numbers."""
+    # What the random keys hold: larger seeds would repeat smaller ones.
+    require(0 <= seed < 2**32, name, seed, "at least 0 and below 2**32")
+
+
+def require_count(name: str, value: object) -> None:
+    """Require a whole number of at least 1."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= 1, name, value, "a whole number of at least 1")  # type: ignore[operator]
+
+
+def require_pattern(name: str, pattern: str) -> None:
+    """Require a regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise DoraError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
+
+
+def require_count_or_none(name: str, value: object) -> None:
+    """Require a whole number of at least 0, where 0 means none."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    require(whole and value >= 0, name, value, "a whole number of at least 0")  # type: ignore[operator]

@@ -1,0 +1,31 @@
+"""Granularity (the paper's Table 6): which modules get a direction, which a magnitude only.
+
+`qkv-dora` trains magnitude and direction of q, k and v and the magnitudes alone of o, gate, up and
+down. The modules that a variant does not name are frozen.
+"""
+
+from smollm2 import study
+
+_RATES = (1e-3, 3e-3, 1e-2)
+
+
+def _variant(method: str, modules: str) -> dict[str, object]:
+    return {
+        "train.method": method,
+        "adapter.modules": modules,
+        "compare.learning_rates": _RATES,
+    }
+
+
+config = study(
+    "commonsense-granularity",
+    "cloze",
+    variants={
+        "LoRA on q k v up down": _variant("lora", "paper"),
+        "DoRA on q k v up down": _variant("dora", "paper"),
+        "DoRA on all linear": _variant("dora", "all-linear"),
+        "QKV DoRA, magnitudes elsewhere": _variant("dora", "qkv-dora"),
+        "DoRA on q k v alone": _variant("dora", "(q|k|v)_proj"),
+        "Magnitudes of all linear": _variant("magnitude", "all-linear"),
+    },
+)
