@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator, PercentFormatter
 
 from dora_jax.analysis import formatting as say
 from dora_jax.analysis.plots import method_colours
@@ -51,7 +51,11 @@ def size_plot(summary: Summary) -> Plot | None:
         )
         points = [(float(m.trainable_parameters), m) for m in own]
         _line(axes, points, colours[own[0].method], "-")
-    axes.set_xscale("log")
+    if max(sizes) / min(sizes) >= _WIDE:
+        axes.set_xscale("log")
+    # In plain words: in powers matplotlib would write mathematics.
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("trained parameters")
     _percent_axis(axes)
     words = [

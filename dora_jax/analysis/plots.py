@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FormatStrFormatter,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 
 from dora_jax.analysis import formatting as say
 from dora_jax.analysis.results import METHOD_LABELS, HistoryPoint, RunResult
@@ -147,6 +153,8 @@ def gradient_plot(summary: Summary) -> Plot | None:
     if not last:
         return None
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("gradient norm")
     words = [f"{summary.label(name)} at most {np.max(v):.3g}" for name, v in last.items()]

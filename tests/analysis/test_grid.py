@@ -120,6 +120,7 @@ def test_accuracy_is_drawn_along_the_axis_and_its_data_are_written(tmp_path):
         assert "#0601" not in svg
         assert "#010101" not in svg
         assert "var(" not in svg
+        assert "math" not in svg  # numbers are written as numbers
     with open(folder / "by-rank.csv", newline="") as file:
         written = {row["arm"]: row for row in csv.DictReader(file)}
     assert float(written["lora-rank8"]["accuracy"]) == pytest.approx(21 / 40)
