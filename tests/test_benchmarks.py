@@ -15,7 +15,8 @@ from benchmarks.load_and_compile import write_random_folder
 from benchmarks.processes import json_lines_of
 from benchmarks.shapes import SHAPES
 from benchmarks.training_step import random_base, random_batch
-from dora_jax.checkpoint.hf import read_hf_folder
+from dora_jax.checkpoint.hf import read_hf_folder, write_hf_folder
+from tests.checkpoint import tiny_model
 
 pytestmark = pytest.mark.slow
 SETTING = ["--batch=2", "--seq=16", "--rank=4", "--steps=2"]
@@ -157,6 +158,29 @@ def test_checkpoint(run):
     assert found["state_bytes"] > found["bytes_on_disk"] / 10 > 0
     assert 0 < found["stall_s"] < found["written_s"]
     assert found["restore_s"] > 0
+
+
+def test_evaluation(run, tmp_path):
+    options = [f"the correct answer is {word}" for word in ("true", "false")]
+    rows = [
+        {"instruction": f"{n} is even", "output": options[n % 2], "options": options}
+        for n in range(5)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    params = tiny_model.our_params(tiny_model.hf_weights())
+    write_hf_folder(tmp_path / "tiny", tiny_model.CONFIG, params, tiny_model.tokenizer())
+    tokenizer = f"--tokenizer={tmp_path / 'tiny'}"
+    found, _ = run("evaluation", "--model=toy", f"--data={data}", tokenizer, "--batch=2")
+    for protocol in ("likelihood", "generate"):
+        row = found[protocol]
+        assert row["rows"] == 5
+        assert row["whole_s"] - row["model_s"] == pytest.approx(
+            row["host_ms_a_row"] * row["rows"] / 1000
+        )
+        assert 0 < row["host_share"] < 1
+    assert found["likelihood"]["calls"] == 3
+    assert found["generate"]["calls"] == 6  # scored for the loss, and written
 
 
 def test_load_and_compile(run):
