@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def test_what_a_run_leaves(results, config):
         lines = (part / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
         assert (part / "adapter" / "adapter.json").is_file()
+
+
+def test_a_run_ends_with_how_far_it_went(config, tmp_path, capsys):
+    """Four steps of four rows, of the 40 that there are."""
+    train = dataclasses.replace(config.train, method="lora")
+    comparison.train(dataclasses.replace(config, train=train, out=tmp_path / "run"), "c")
+    told = capsys.readouterr().err
+    assert re.search(
+        r"lora, seed 0: [\d.]+%; 0\.4 epochs, [\d.]+% of the time waiting for data", told
+    )
 
 
 def test_run_again_nothing_is_trained(results, config, monkeypatch):

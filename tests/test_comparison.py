@@ -143,6 +143,7 @@ def elsewhere(small, out, executor):
     )
 
 
+@pytest.mark.slow
 def test_processes_give_the_same_results(small_results, small, tmp_path):
     own = elsewhere(small, tmp_path / "run", "processes")
     assert like(compare(own, "c")) == like(small_results)
@@ -168,6 +169,7 @@ def test_a_finished_run_is_found_by_another_comparison(results, config, monkeypa
         compare(refused, "c")
 
 
+@pytest.mark.slow
 def test_what_a_result_depends_on_is_in_its_key(small_results, small, tmp_path, monkeypatch):
     own = dataclasses.replace(small, execute=ExecuteConfig(), out=tmp_path / "first")
     assert facts(compare(own, "c")) == facts(small_results)
@@ -253,6 +255,7 @@ def test_a_trial_that_fails_would_make_the_search_unfair(config, tmp_path, monke
         compare(own, "c")
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_is_a_failure_and_the_others_go_on(quick, monkeypatch):
     own = elsewhere(quick, quick.out, "processes")
     monkeypatch.setattr(executors, "_in_process", _killed_in_one)
@@ -289,6 +292,7 @@ def test_a_local_ray_cluster_gives_the_same_results(small_results, small, tmp_pa
     assert like(found) == like(small_results)
 
 
+@pytest.mark.slow
 def test_jobs_give_the_same_results(small_results, small, tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="the slurm extra is not installed")
     from dora_jax.comparison import on_slurm

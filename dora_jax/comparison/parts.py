@@ -248,10 +248,20 @@ def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> 
         history=result.history,
         other=score.other,
     )
-    return run, f"{part.arm.name}, seed {part.seed}: {score.accuracy:.1%}"
+    return run, (
+        f"{part.arm.name}, seed {part.seed}: {score.accuracy:.1%}; "
+        f"{_pace(rows, bench.task.epochs(config.train, len(rows)))}"
+    )
 
 
 _DO: dict[Kind, Callable[..., tuple[Result, str]]] = {"base": _base, "trial": _trial, "run": _run}
+
+
+def _pace(rows: list[Row], epochs: float) -> str:
+    """Return how far training went, and how much of its time it waited for data."""
+    took = sum(row["step_time_s"] for row in rows)
+    waited = sum(row["wait_s"] for row in rows) / took if took else 0.0
+    return f"{epochs:.3g} epochs, {waited:.2%} of the time waiting for data"
 
 
 def _median(rows: list[Row], name: str) -> float | None:

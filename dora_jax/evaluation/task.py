@@ -170,6 +170,10 @@ class Task:
         """Batches that tell what a row of any batch costs, but for the size of the batches."""
         return self._make_batches(1, 0)
 
+    def epochs(self, config: TrainConfig, steps: int) -> float:
+        """Return how often so many steps go through the rows to train on."""
+        return steps * config.batch_size / self._one_row_batches.places_an_epoch
+
     def train_tokens(self, config: TrainConfig, steps: int) -> float:
         """Return the number of tokens that so many steps run through the model, on average."""
         return steps * config.batch_size * self._one_row_batches.slots
