@@ -214,8 +214,9 @@ class AdapterConfig:
     """One magnitude per output feature (out, as the authors and PEFT) or per input feature (in)."""
     detach_norm: bool = True
     """Treat the norm as a constant in the backward pass (the paper, section 4.3)."""
-    init: Init = "kaiming"
-    """Of the low-rank factors: kaiming, gaussian, normal or normal_b."""
+    init: Init | str = "kaiming"
+    """Of the low-rank factors: kaiming, gaussian, normal, normal_b, orthogonal, or one that takes
+    directions out of the weights: pissa, pissa_niter_K (K iterations, faster), olora."""
     bias: Bias = "none"
     """Biases that train beside the adapters: none, lora_only (of the adapted modules) or all."""
     modules_to_save: tuple[str, ...] = ()

@@ -7,10 +7,12 @@ import shutil
 import numpy as np
 import pytest
 
+from dora_jax.checkpoint import peft
 from dora_jax.checkpoint.adapter import load_model
 from dora_jax.checkpoint.hf import read_hf_folder
 from dora_jax.checkpoint.merge import merge_to_hf
 from dora_jax.checkpoint.peft_load import load_peft
+from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.cli import main
 from tests.checkpoint.peft_cases import CASES, GOLDEN, base
 from tests.checkpoint.test_peft_golden import OUTPUTS, logits, stored
@@ -112,3 +114,14 @@ def test_the_closest_lora_is_exported_with_its_losses(tmp_path, capsys):
         found = logits(adapter.config, adapter.rules, adapter.params(plain))
         errors.append(np.abs(found - own).max())
     assert errors[1] < 0.05 * errors[0]
+
+
+def test_the_library_s_own_way_is_load_and_save(tmp_path):
+    folder = peft_folder(tmp_path, "dora")
+    model = load_pretrained(tmp_path / "base")
+    adapter = peft.load(folder, model)
+    params = adapter.params(model.params)
+    found = logits(adapter.config, adapter.rules, params)[:, list(SEEN)]
+    np.testing.assert_allclose(found, OUTPUTS["dora"]["logits"], atol=1e-5)
+    peft.save(tmp_path / "back", adapter.config, adapter.rules, params, model.params)
+    assert stored(tmp_path / "back") == stored(folder)
