@@ -338,6 +338,26 @@ def test_an_adapter_of_rounded_weights_is_merged_into_those(config, tmp_path):
     np.testing.assert_array_equal(kernel, kernel.astype("bfloat16").astype("float32"))
 
 
+@pytest.mark.parametrize(("method", "init"), [("lora", "pissa"), ("dora", "olora")])
+def test_an_adapter_that_began_in_the_weights_is_scored_and_merged_as_trained(
+    config, tmp_path, method, init
+):
+    """What its init took out of the weights is taken out again wherever it is loaded."""
+    own = dataclasses.replace(
+        config,
+        adapter=dataclasses.replace(config.adapter, init=init),
+        train=TrainConfig(method=method, steps=2, batch_size=4),
+        out=tmp_path / "run",
+    )
+    (run,) = comparison.train(own, "the command").runs
+    part = own.out / "seed-0" / method
+    (line,) = evaluating.evaluate(own, part)
+    assert line == f"accuracy {run.accuracy:.1%} of 12 rows, loss {run.loss:.4f}"
+    merge_to_hf(part, tmp_path / "merged")
+    merged = answer("hello", model=str(tmp_path / "merged"), template="plain", max_new_tokens=8)
+    assert merged == answer("hello", adapter=part, max_new_tokens=8)
+
+
 def test_an_adapter_finds_its_weights_in_another_place(results, config, inputs, tmp_path):
     part = config.out / "seed-0" / "dora"
     moved = inputs.parent / "moved"

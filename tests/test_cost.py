@@ -59,14 +59,18 @@ def counted(model):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("method", ["lora", "dora", "magnitude", "full"])
-def test_the_formula_counts_the_products_of_the_step(method, tied):
+@pytest.mark.parametrize(
+    ("method", "axis"),
+    [("lora", "out"), ("dora", "out"), ("dora", "in"), ("magnitude", "out"), ("full", "out")],
+)
+def test_the_formula_counts_the_products_of_the_step(method, axis, tied):
     config = dataclasses.replace(CONFIG, tie_word_embeddings=tied)
-    model = Llama(config, AdapterRules.preset("paper", AdapterSpec(method, rank=5)))
+    spec = AdapterSpec(method, rank=5, norm_axis=axis)
+    model = Llama(config, AdapterRules.preset("paper", spec))
     cost = step_cost(model, ROWS, LENGTH, ROWS * LABELS)
     # Scaling and the norms' two sums over r are no products; of attention all is computed, not the
     # causal half.
-    rest = AdapterRules.preset("paper", AdapterSpec("dora", rank=5))
+    rest = AdapterRules.preset("paper", AdapterSpec("dora", rank=5, norm_axis=axis))
     sums = step_cost(Llama(config, rest), 1, 1).scaling / 6 * 4 * 5 if method == "dora" else 0.0
     expected = cost.total - cost.scaling + cost.attention - sums
     assert counted(model) == pytest.approx(expected, rel=1e-6)
