@@ -39,6 +39,7 @@ from dora_jax.comparison.executors import make_executor
 from dora_jax.comparison.parts import FAILED_FILE, Part, outcome
 from dora_jax.comparison.workbench import Workbenches, check_modules
 from dora_jax.errors import DoraError
+from dora_jax.mesh import MeshConfig
 from dora_jax.partition import count_parameters
 from dora_jax.processes import first_decides, is_first
 from dora_jax.training.config import ExperimentConfig
@@ -68,7 +69,8 @@ def compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             raise DoraError(
                 "execute.executor must be 'here' where several processes train one model together"
             )
-    with jax.set_mesh(config.mesh.build()), listening():
+    mesh = config.mesh if config.execute.executor == "here" else MeshConfig()
+    with jax.set_mesh(mesh.build()), listening():
         return _compare(config, command)
 
 
@@ -174,7 +176,8 @@ def _check(config: ExperimentConfig) -> None:
             "train.validate_every needs rows: raise --data.validation-rows, or give "
             "--train.validate-every 0"
         )
-    if config.model.attention == "cudnn" and jax.default_backend() != "gpu":
+    here = config.execute.executor == "here"
+    if here and config.model.attention == "cudnn" and jax.default_backend() != "gpu":
         raise DoraError(
             "model.attention 'cudnn' needs an NVIDIA GPU, and JAX finds "
             f"{jax.default_backend()!r}: give --model.attention xla"

@@ -77,7 +77,7 @@ class Workbenches:
         for arm in arms:
             if arm.config.data not in self._examples:
                 self._examples[arm.config.data] = read_examples(arm.config.data)
-        self._models: dict[ModelConfig, tuple[Pretrained, str]] = {}
+        self._models: dict[object, tuple[Pretrained, str]] = {}
         self._tasks: dict[object, Task] = {}
 
     def of(self, arm: ArmPlan) -> Workbench:
@@ -87,10 +87,11 @@ class Workbenches:
             DoraError: for a model that cannot be read, or that the arm does not suit.
         """
         config = arm.config
-        if config.model not in self._models:
-            self._models[config.model] = load_weights(config.model)
-        pretrained, weights = self._models[config.model]
-        key = (config.data, config.evaluation, config.model)
+        model = (config.model.name, config.model.dtype)
+        if model not in self._models:
+            self._models[model] = load_weights(config.model)
+        pretrained, weights = self._models[model]
+        key = (config.data, config.evaluation, config.model.name)
         if key not in self._tasks:
             check_length(config, pretrained)
             self._tasks[key] = encode_task(
