@@ -89,7 +89,7 @@ def test_a_grid_is_searched_run_and_reported(results, config):
 
 
 def test_what_a_grid_would_score_on_other_rows_is_refused(config, tmp_path):
-    other = dataclasses.replace(config, grid=("data.prompt=plain,alpaca",), out=tmp_path / "run")
+    other = dataclasses.replace(config, grid=("data.eval_rows=4,12",), out=tmp_path / "run")
     with pytest.raises(DoraError, match="scored on other rows, or rows that read otherwise"):
         compare(other, "c")
     with pytest.raises(DoraError, match="for dora-jax compare: train trains one thing"):

@@ -26,6 +26,7 @@ STEPS = 60
 EXPERIMENT = """
 from dora_jax.training.config import *
 config = ExperimentConfig(
+    execute=ExecuteConfig(reuse=False),
     name="mine",
     model=ModelConfig(name={base!r}),
     data=DataConfig(

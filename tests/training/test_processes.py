@@ -23,6 +23,7 @@ STEPS = 6
 EXPERIMENT = """
 from dora_jax.training.config import *
 config = ExperimentConfig(
+    execute=ExecuteConfig(reuse=False),
     name="mine",
     model=ModelConfig(name={base!r}),
     data=DataConfig(
