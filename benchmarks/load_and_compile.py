@@ -50,8 +50,7 @@ def write_random_folder(folder: Path, config: LlamaConfig, dtype: str) -> None:
     block = np.random.default_rng(0).standard_normal(1 << 20, np.float32) / 50
     flat = {}
     for tensor in tensors(config):
-        stack = (config.num_hidden_layers,) if tensor.is_stacked else ()
-        flat[tensor.path] = np.resize(block, stack + tensor.shape)
+        flat[tensor.path] = np.resize(block, tensor.whole_shape)
     params = flax.traverse_util.unflatten_dict(flat, sep="/")
     write_hf_folder(folder, config, params, byte_tokenizer(), dtype)
 

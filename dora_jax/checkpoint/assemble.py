@@ -14,9 +14,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from dora_jax.checkpoint.names import Tensor, names_in_file, shorten, tensors
+from dora_jax.checkpoint.names import Tensor, names_in_file, shorten
 from dora_jax.errors import DoraError
-from dora_jax.models.config import LlamaConfig
 
 _log = logging.getLogger(__name__)
 
@@ -70,9 +69,9 @@ class _Assembly:
         if tensor.is_stacked:
             names, inner = names[index[0]], index[1:]
         # As files have it, rows first.
-        rows, *columns = inner[::-1] if tensor.is_transposed else inner
+        rows, *columns = (inner[axis] for axis in tensor.order)
         for name, layer in zip(names, layers, strict=True):
-            target = layer.T if tensor.is_transposed else layer
+            target = tensor.to_file(layer)
             row_bytes = 4 * int(np.prod(tensor.file_shape[1:]))
             step = max(1, PIECE_BYTES // row_bytes)
             for start in range(rows.start, rows.stop, step):
@@ -108,7 +107,7 @@ class _Assembly:
 
 
 def build_params(
-    config: LlamaConfig,
+    table: Sequence[Tensor],
     kind: str,
     dtype: np.dtype,
     rows: ReadRows,
@@ -120,7 +119,7 @@ def build_params(
     Weights that are NaN or infinite are named in one warning.
 
     Args:
-        config: the model.
+        table: the model's tensors.
         kind: `hf` or `gguf`: whose names `rows` gets.
         dtype: of the arrays returned.
         rows: reads the file.
@@ -135,9 +134,8 @@ def build_params(
     """
     assembly = _Assembly(dtype, rows)
     flat: dict[str, Any] = {}
-    for tensor in tensors(config):
-        names = names_in_file(tensor, getattr(tensor, kind), config.num_hidden_layers)
-        shape = ((len(names),) if tensor.is_stacked else ()) + tensor.shape
+    for tensor in table:
+        names, shape = names_in_file(tensor, getattr(tensor, kind)), tensor.whole_shape
         if sharding is None:
             whole = tuple(slice(0, size) for size in shape)
             flat[tensor.path] = assembly.fill(tensor, names, whole)

@@ -19,7 +19,7 @@ from dora_jax.checkpoint.adapter import (
     load_model,
     save_adapter,
 )
-from dora_jax.checkpoint.hf import check_free_name
+from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, read_config
 from dora_jax.checkpoint.peft_load import load_peft, read_tensors
 from dora_jax.checkpoint.peft_save import save_peft

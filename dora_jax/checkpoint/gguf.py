@@ -15,7 +15,7 @@ from dora_jax.checkpoint.gguf_config import (
     read_config,
 )
 from dora_jax.checkpoint.mapped import MappedFile
-from dora_jax.checkpoint.names import Tensor, check_shapes, file_shapes, parse_dtype
+from dora_jax.checkpoint.names import Tensor, check_shapes, file_shapes, parse_dtype, tensors
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.config import LlamaConfig
@@ -183,8 +183,8 @@ def read_gguf(
     tokenizer = Tokenizer.from_gguf(metadata, path)
     del metadata
     shapes = {name: tensor.shape for name, tensor in stored.items() if name not in factors}
-    check_shapes(path, file_shapes(config, "gguf"), shapes, AGAIN)
-    params = build_params(config, "gguf", wanted, source.rows, path, sharding)
+    check_shapes(path, file_shapes(tensors(config), "gguf"), shapes, AGAIN)
+    params = build_params(tensors(config), "gguf", wanted, source.rows, path, sharding)
     sizes: dict[str, int] = {}
     for tensor in stored.values():
         count = int(np.prod(tensor.shape))

@@ -8,7 +8,8 @@ import ml_dtypes  # noqa: F401  # registers "bfloat16" with numpy
 import numpy as np
 
 from dora_jax.checkpoint.adapter import load_model
-from dora_jax.checkpoint.hf import check_free_name, write_hf_folder
+from dora_jax.checkpoint.folder import check_free_name
+from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.state import flatten
 
 

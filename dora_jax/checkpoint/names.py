@@ -27,6 +27,7 @@ class Tensor(NamedTuple):
         rotary_heads: some GGUF files reorder the rows of this many heads for their kind of rotary
             embedding.
         gguf_offset: what GGUF adds to the values: it stores Gemma's norms as they scale.
+        layers: how many there are, stacked on a leading axis in our tree; 0 where there is one.
     """
 
     path: str
@@ -35,21 +36,41 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     rotary_heads: int = 0
     gguf_offset: float = 0.0
+    layers: int = 0
 
     @property
     def is_stacked(self) -> bool:
         """Whether there is one for each layer, stacked on a leading axis in our tree."""
-        return self.path.startswith("layers/")
+        return self.layers > 0
 
     @property
-    def is_transposed(self) -> bool:
-        """Whether files hold it as (out, in): true for kernels."""
-        return self.path.endswith("kernel")
+    def whole_shape(self) -> tuple[int, ...]:
+        """Return the shape of all layers' array in our tree."""
+        return ((self.layers,) if self.is_stacked else ()) + self.shape
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """Return our axes in the order in which files have them.
+
+        Files hold kernels as (out, in), and those of convolutions as (out, in, height, width).
+        """
+        rank = len(self.shape)
+        if not self.path.endswith("kernel"):
+            return tuple(range(rank))
+        return (rank - 1, rank - 2, *range(rank - 2))
 
     @property
     def file_shape(self) -> tuple[int, ...]:
         """Return the shape of one layer's array in files."""
-        return self.shape[::-1] if self.is_transposed else self.shape
+        return tuple(self.shape[axis] for axis in self.order)
+
+    def from_file(self, array: np.ndarray) -> np.ndarray:
+        """Return one layer's array of a file with our axes: a view."""
+        return array.transpose(np.argsort(self.order))
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """Return one layer's array of our tree with the axes of files: a view."""
+        return array.transpose(self.order)
 
 
 def tensors(config: LlamaConfig) -> list[Tensor]:
@@ -57,24 +78,25 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
     c = config
     heads, kv_heads = c.num_attention_heads, c.num_key_value_heads
     D, Q, K = c.hidden_size, heads * c.head_dim, kv_heads * c.head_dim
-    F, V = c.intermediate_size, c.vocab_size
+    F, V, N = c.intermediate_size, c.vocab_size, c.num_hidden_layers
     offset = float(c.unit_offset)
 
     def norm(module: str, gguf: str, size: int = D) -> list[Tensor]:
         hf = f"model.layers.{{n}}.{module.replace('/', '.')}.weight"
         name = f"blk.{{n}}.{gguf}.weight"
-        return [Tensor(f"layers/{module}/scale", hf, name, (size,), gguf_offset=offset)]
+        path = f"layers/{module}/scale"
+        return [Tensor(path, hf, name, (size,), gguf_offset=offset, layers=N)]
 
     def dense(
         module: str, gguf: str, *shape: int, bias: bool = False, rotary_heads: int = 0
     ) -> list[Tensor]:
         ours, hf = f"layers/{module}", f"model.layers.{{n}}.{module.replace('/', '.')}"
         gguf = f"blk.{{n}}.{gguf}"
-        rows = [Tensor(f"{ours}/kernel", f"{hf}.weight", f"{gguf}.weight", shape, rotary_heads)]
-        if bias:
-            b = Tensor(f"{ours}/bias", f"{hf}.bias", f"{gguf}.bias", shape[1:], rotary_heads)
-            rows.append(b)
-        return rows
+        rows = [("kernel", "weight", shape)] + [("bias", "bias", shape[1:])] * bias
+        return [
+            Tensor(f"{ours}/{leaf}", f"{hf}.{name}", f"{gguf}.{name}", size, rotary_heads, layers=N)
+            for leaf, name, size in rows
+        ]
 
     if c.fused_projections:
         qkv = dense("self_attn/qkv_proj", "attn_qkv", D, Q + 2 * K, bias=c.qkv_bias)
@@ -117,15 +139,14 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
     return table
 
 
-def names_in_file(tensor: Tensor, pattern: str, layers: int) -> list[str]:
+def names_in_file(tensor: Tensor, pattern: str) -> list[str]:
     """Return the names of a tensor in a file: one for each layer, or the one.
 
     Args:
         tensor: a row of the table.
         pattern: its `hf` or `gguf`.
-        layers: the model's number of layers.
     """
-    return [pattern.format(n=n) for n in range(layers)] if tensor.is_stacked else [pattern]
+    return [pattern.format(n=n) for n in range(tensor.layers)] if tensor.is_stacked else [pattern]
 
 
 def shorten(items: Iterable[str]) -> str:
@@ -175,17 +196,17 @@ def check_shapes(
         )
 
 
-def file_shapes(config: LlamaConfig, kind: str) -> dict[str, tuple[int, ...]]:
+def file_shapes(table: Iterable[Tensor], kind: str) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a file, by its name there.
 
     Args:
-        config: the model.
+        table: the model's tensors.
         kind: `hf` or `gguf`.
     """
     return {
         name: tensor.file_shape
-        for tensor in tensors(config)
-        for name in names_in_file(tensor, getattr(tensor, kind), config.num_hidden_layers)
+        for tensor in table
+        for name in names_in_file(tensor, getattr(tensor, kind))
     }
 
 

@@ -216,7 +216,7 @@ def _leaves(module: Module, spec: AdapterSpec, read: Any) -> dict[str, np.ndarra
             stacked = np.stack([empty if array is None else array for array in layers])
             found[f"{module.path}/{leaf}"] = stacked if module.is_stacked else stacked[0]
     for leaf, names in own_names(module, spec).items():
-        own = [read(name).T if module.leaves[leaf].is_transposed else read(name) for name in names]
+        own = [module.leaves[leaf].from_file(read(name)) for name in names]
         found[f"{module.path}/{leaf}"] = np.stack(own) if module.is_stacked else own[0]
     return found
 

@@ -74,7 +74,7 @@ def modules(config: LlamaConfig) -> list[Module]:
     result = []
     for path, leaves in found.items():
         weight = next(name for name in ("kernel", "embedding", "scale") if name in leaves)
-        names = names_in_file(leaves[weight], leaves[weight].hf, config.num_hidden_layers)
+        names = names_in_file(leaves[weight], leaves[weight].hf)
         result.append(Module(path, weight, leaves, tuple(n.removesuffix(".weight") for n in names)))
     return result
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from dora_jax.checkpoint.hf import check_free_name
+from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, PeftConfig
 from dora_jax.checkpoint.peft_export import peft_config
 from dora_jax.checkpoint.peft_load import WEIGHTS_FILE, layers_of, own_names
@@ -104,8 +104,7 @@ def _adapter(module: Module, spec: AdapterSpec, flat: Mapping[str, Any]) -> dict
 
 
 def _turned(module: Module, leaf: str, array: Any) -> np.ndarray:
-    array = np.asarray(array)
-    return array.T if module.leaves[leaf].is_transposed else array
+    return module.leaves[leaf].to_file(np.asarray(array))
 
 
 def _tensors(

@@ -98,7 +98,7 @@ def test_what_is_read_and_held_at_a_time_is_bounded(files, mesh, kind, monkeypat
 
         return build(config, kind, dtype, watched, where, sharding)
 
-    for module in ("hf", "gguf"):
+    for module in ("folder", "gguf"):
         monkeypatch.setattr(f"dora_jax.checkpoint.{module}.build_params", building)
     monkeypatch.setattr(
         assemble,

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from dora_jax.checkpoint import files, hf
+from dora_jax.checkpoint import files
+from dora_jax.checkpoint import folder as folders
 from dora_jax.checkpoint.hf import (
     missing_files,
     read_generation_config,
@@ -446,7 +447,7 @@ def test_a_failure_on_the_way_leaves_nothing(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hf, "write_safetensors", fail)
+    monkeypatch.setattr(folders, "write_safetensors", fail)
     with pytest.raises(DoraError, match=r"could not be written .*No space left.*nothing was left"):
         write(tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -52,11 +52,11 @@ def by_hf_name(config, params):
     """Return plain parameters in torch's layout, by Hugging Face's names."""
     flat, found = flatten(params), {}
     for tensor in tensors(config):
-        names = names_in_file(tensor, tensor.hf, config.num_hidden_layers)
+        names = names_in_file(tensor, tensor.hf)
         array = np.asarray(flat[tensor.path])
         layers = array if tensor.is_stacked else array[None]
         for name, layer in zip(names, layers, strict=True):
-            found[name] = layer.T if tensor.is_transposed else layer
+            found[name] = tensor.to_file(layer)
     return found
 
 

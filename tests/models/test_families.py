@@ -11,7 +11,7 @@ import pytest
 
 from dora_jax.checkpoint import hf_config
 from dora_jax.checkpoint.hf import read_hf_folder, write_hf_folder
-from dora_jax.checkpoint.names import file_shapes
+from dora_jax.checkpoint.names import file_shapes, tensors
 from dora_jax.generation import Sampling, generate_ids
 from dora_jax.models.llama import Llama, init_cache
 from tests.checkpoint import tiny_model
@@ -62,7 +62,7 @@ def test_greedy_continuation_is_transformers(family, model):
 @all_families
 def test_tensor_names_and_shapes_are_transformers(family, model):
     expected = {name: tuple(shape) for name, shape in golden(family)["shapes"].items()}
-    assert file_shapes(model[0].config, "hf") == expected
+    assert file_shapes(tensors(model[0].config), "hf") == expected
 
 
 @all_families
