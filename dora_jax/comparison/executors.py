@@ -17,6 +17,7 @@ from typing import Protocol
 import jax
 from rich.console import Console
 
+from dora_jax.analysis.results import Failure
 from dora_jax.comparison.parts import Failed, Part, do_part, leave_failure, outcome
 from dora_jax.comparison.workbench import Workbenches
 from dora_jax.errors import DoraError
@@ -128,13 +129,13 @@ class Processes:
 def is_to_do(folder: Path, part: Part) -> bool:
     """Whether a part is to be carried out: it has no result, and did not diverge."""
     found = outcome(folder, part)
-    return found is None or (hasattr(found, "diverged") and not found.diverged)
+    return found is None or (isinstance(found, Failure) and not found.diverged)
 
 
 def in_words(folder: Path, part: Part) -> str:
     """Return what became of a part."""
     found = outcome(folder, part)
-    return f"failed: {found.message}" if hasattr(found, "message") else "done"  # type: ignore[union-attr]
+    return f"failed: {found.message}" if isinstance(found, Failure) else "done"
 
 
 def _in_process(folder: Path, part: Part, environment: dict[str, str], cores: list[int]) -> None:

@@ -159,7 +159,8 @@ def do_part(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) 
     if found is None and shelf.take(own):
         progress.say(f"{part.label}: found finished, {shelf.origin}")
         found = outcome(folder, part)
-    if found is not None and not (isinstance(found, Failure) and not found.diverged):
+    is_lost = isinstance(found, Failure) and not found.diverged
+    if found is not None and not is_lost:
         progress.skip(part.work(bench))
         return
     if is_first():
