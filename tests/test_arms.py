@@ -60,6 +60,13 @@ def test_fields_that_vary_together_are_one_axis():
     assert lora8.point == {"adapter.rank": 8}
 
 
+def test_an_axis_counts_for_a_method_that_any_of_its_fields_matters_to():
+    arms = make_arms(experiment(grid={"adapter.rank+train.steps": [(4, 10), (8, 20)]}))
+    (low, high) = (arm for arm in arms if arm.method == "magnitude")
+    assert (low.config.train.steps, high.config.train.steps) == (10, 20)
+    assert low.point != high.point
+
+
 def test_arms_that_would_train_alike_are_one():
     settings = {}
     for rank in (4, 8):

@@ -38,6 +38,7 @@ def test_options_are_told_apart_by_what_they_do_not_share():
         ("answer5 or answer1", "answer5"),
         ("answer1 ### Response: answer2", "answer2"),
         ("answer1 ### Response: ", None),
+        ("answer1 ### Response: answer2 ### Response: answer3", "answer3"),
     ],
 )
 def test_the_first_match_after_the_last_response_counts(text, found):
