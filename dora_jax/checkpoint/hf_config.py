@@ -297,6 +297,15 @@ def read_config(path: Path) -> LlamaConfig:
     Raises:
         DoraError: when it is missing or broken, or describes what is not supported.
     """
+    return config_of(read_raw(path), path)
+
+
+def read_raw(path: Path) -> Raw:
+    """Return the settings of a `config.json`, as they stand.
+
+    Raises:
+        DoraError: when it is missing or broken.
+    """
     if not path.is_file():
         raise DoraError(f"{path.parent}: not a Hugging Face folder: it has no {FILE}")
     try:
@@ -305,6 +314,19 @@ def read_config(path: Path) -> LlamaConfig:
         raise DoraError(f"{path}: cannot be read ({error}); download the folder again") from error
     if not isinstance(given, dict):
         raise DoraError(f"{path}: must hold a JSON object; download the folder again")
+    return given
+
+
+def config_of(given: Raw, path: Path) -> LlamaConfig:
+    """Return the shape that settings describe.
+
+    Args:
+        given: of a `config.json`, or of the language model in one.
+        path: names it in messages.
+
+    Raises:
+        DoraError: when they describe what is not supported.
+    """
     family = _FAMILIES[_architecture(given, path)]
     raw = family.defaults | given
     _check_supported(raw, family, path)
@@ -422,12 +444,17 @@ def to_json(config: LlamaConfig, dtype: str) -> str:
         config: the model's shape.
         dtype: of the weights beside it.
     """
+    return json.dumps(to_dict(config, dtype), indent=2) + "\n"
+
+
+def to_dict(config: LlamaConfig, dtype: str) -> Raw:
+    """Return the settings of a `config.json`; arguments as `to_json`."""
     c = config
     architecture = _BY_TYPE[c.model_type]
     rope = _rope_fields(c.rope)
     is_scaled = c.rope.rope_type != "default"
     ends = list(c.eos_token_id)
-    fields = {
+    return {
         "architectures": [architecture],
         "model_type": c.model_type,
         **{name: getattr(c, name) for name in _REQUIRED},
@@ -447,4 +474,3 @@ def to_json(config: LlamaConfig, dtype: str) -> str:
         "dtype": dtype,
         **_FAMILIES[architecture].write(c),
     }
-    return json.dumps(fields, indent=2) + "\n"

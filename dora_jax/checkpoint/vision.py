@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from dora_jax.checkpoint import hf_config
 from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.folder import AGAIN, new_model_folder, open_weights, read_weights
 from dora_jax.checkpoint.names import Tensor, parse_dtype
 from dora_jax.errors import DoraError
 from dora_jax.models.vision_config import VisionConfig
 
-CONFIG_FILE = "config.json"
 # Of `CLIPVisionModel` and `SiglipVisionModel` now; as they were, and in `CLIPModel`.
 PREFIXES = ("", "vision_model.")
 # The other half of `CLIPModel`, and what transformers 4 wrote beside the weights.
 _OF_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
-_POSITION_IDS = "embeddings.position_ids"
+POSITION_IDS = "embeddings.position_ids"
 _SIZES = (
     "hidden_size",
     "intermediate_size",
@@ -204,19 +204,13 @@ def read_vision_folder(
     folder, wanted = Path(path), parse_dtype(dtype)
     if not folder.is_dir():
         raise DoraError(f"{folder}: no such folder")
-    file = folder / CONFIG_FILE
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DoraError(f"{file}: cannot be read ({error}). {AGAIN}") from error
-    if not isinstance(raw, dict):
-        raise DoraError(f"{file}: must hold a JSON object. {AGAIN}")
-    config = read_vision_config(raw, str(file))
+    file = folder / hf_config.FILE
+    config = read_vision_config(hf_config.read_raw(file), str(file))
     files = open_weights(folder)
     prefix = find_prefix(files, PREFIXES)
 
     def is_ignored(name: str) -> bool:
-        return name.startswith(_OF_TEXT) or name == prefix + _POSITION_IDS
+        return name.startswith(_OF_TEXT) or name == prefix + POSITION_IDS
 
     table = vision_tensors(config, prefix=prefix)
     return config, read_weights(folder, files, table, wanted, sharding, is_ignored)
@@ -245,4 +239,4 @@ def write_vision_folder(
     }
     with new_model_folder(Path(path), vision_tensors(config), params, wanted) as folder:
         text = json.dumps(fields, indent=2) + "\n"
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (folder / hf_config.FILE).write_text(text, encoding="utf-8")

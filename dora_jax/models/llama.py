@@ -314,6 +314,7 @@ class Llama(nn.Module):
         positions_BL: Int[Array, "b l"] | None = None,
         segments_BL: Int[Array, "b l"] | None = None,
         cache: Cache | int | None = None,
+        inputs_BLD: Float[Array, "b l d"] | None = None,
     ) -> tuple[Float[Array, "b l d"], Cache | None]:
         """Run the trunk.
 
@@ -327,6 +328,8 @@ class Llama(nn.Module):
             cache: keys and values so far; the new ones are written after them, and must fit: at
                 once, when they are more than one. A number is that of the slots of a new cache,
                 at least as many as tokens.
+            inputs_BLD: in place of the tokens' own embeddings, where a part of them is not text:
+                see `embed`.
 
         Returns:
             The normalised hidden states (B, L, D), and the cache with these tokens in it.
@@ -361,7 +364,7 @@ class Llama(nn.Module):
             visible_KBLS,
             None if cache is None or is_first else cache.length,
         )
-        x_BLD = self.embed_tokens(tokens_BL)
+        x_BLD = self.embed(tokens_BL) if inputs_BLD is None else inputs_BLD.astype(self.dtype)
         if c.scale_embeddings:
             x_BLD = x_BLD * jnp.asarray(c.hidden_size**0.5, x_BLD.dtype)
         if self.neftune_alpha and self.has_rng("neftune"):
@@ -374,6 +377,10 @@ class Llama(nn.Module):
             key, value = filled
             cache = Cache(key, value, cache.places, cache.length + length)
         return self.norm(x_BLD), cache
+
+    def embed(self, tokens_BL: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """Return the tokens' embeddings, as they are stored."""
+        return self.embed_tokens(tokens_BL)
 
     def _noise(self, x_BLD: Array, segments_BL: Array) -> Array:
         """Return uniform noise of size alpha / sqrt(L D), L the tokens of each one's sequence.

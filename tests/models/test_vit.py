@@ -176,7 +176,7 @@ def test_a_folder_that_is_none_is_named(tmp_path):
     with pytest.raises(DoraError, match="no such folder"):
         read_vision_folder(tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DoraError, match=r"config\.json: cannot be read"):
+    with pytest.raises(DoraError, match=r"not a Hugging Face folder: it has no config\.json"):
         read_vision_folder(tmp_path / "empty")
     (tmp_path / "empty" / "config.json").write_text("[]")
     with pytest.raises(DoraError, match="must hold a JSON object"):
