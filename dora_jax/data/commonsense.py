@@ -41,10 +41,11 @@ class CommonsenseTask:
 
 
 def _text(row: Row, name: str) -> str:
+    """Return a text as it stands: the study's rows keep the space around PIQA's solutions."""
     value = row.get(name)
     if not isinstance(value, str) or not value.strip():
         raise DoraError(f"field {name!r} must be a text, not empty; got {value!r}")
-    return value.strip()
+    return value
 
 
 def _texts(row: Row, name: str, count: int | None = None) -> list[str]:
@@ -52,7 +53,7 @@ def _texts(row: Row, name: str, count: int | None = None) -> list[str]:
     is_list = isinstance(value, Sequence) and not isinstance(value, str)
     if not is_list or not all(isinstance(v, str) for v in value):  # type: ignore[union-attr]
         raise DoraError(f"field {name!r} must be a list of texts; got {value!r}")
-    found = [v.strip() for v in value]  # type: ignore[union-attr]
+    found = list(value)  # type: ignore[arg-type]
     if len(found) < 2 or (count is not None and len(found) != count):
         raise DoraError(f"field {name!r} must hold {count or 'at least 2'} texts; got {found!r}")
     return found

@@ -98,10 +98,14 @@ def _alpaca(prompt: str, tokenizer: Tokenizer) -> str:
 
 
 def _alpaca_indented(prompt: str, tokenizer: Tokenizer) -> str:
-    """The authors' own: every line of the template after the first is indented by 16 spaces."""
+    """The authors' own: every line of the template after the first is indented by 16 spaces.
+
+    Theirs for training and for tests differ by one space and a blank line's padding; this has
+    neither. The last of the 16 is the answer's, as tokenizers join it when they read the whole.
+    """
     first, *lines = _ALPACA.split("\n")
-    indented = "\n".join([first, *(_INDENT + line if line else "" for line in lines[:-1]), _INDENT])
-    return indented.format(prompt=prompt)
+    indented = [first, *(_INDENT + line if line else "" for line in lines[:-1]), _INDENT[1:]]
+    return "\n".join(indented).format(prompt=prompt)
 
 
 def _none(prompt: str, tokenizer: Tokenizer) -> str:
@@ -140,7 +144,7 @@ TEMPLATES = {
         PromptTemplate("plain", _plain, " "),
         PromptTemplate("chat", _chat, is_chat=True),
         PromptTemplate("alpaca", _alpaca),
-        PromptTemplate("alpaca-indented", _alpaca_indented),
+        PromptTemplate("alpaca-indented", _alpaca_indented, " "),
         PromptTemplate("none", _none, is_verbatim=True),
     )
 }

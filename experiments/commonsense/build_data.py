@@ -67,7 +67,7 @@ def build(
         raise DoraError(f"unknown task {unknown[0]!r}; there are {', '.join(TASKS)}")
     train: list[dict[str, str]] = []
     manifest: dict[str, Any] = {}
-    for name in tasks:
+    for name in dict.fromkeys(tasks):
         task = TASKS[name]
         own, unlabelled = _rows(task, "train", limit, load)
         test, more = _rows(task, task.evaluation, limit, load)
@@ -121,7 +121,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DoraError as error:
         sys.exit(f"error: {error}")
     for name, counts in manifest.items():
-        print(f"{name}: {counts['train']:,} to train on, {counts['test']:,} to evaluate")
+        left_out = counts["left_out_without_answer"]
+        print(
+            f"{name}: {counts['train']:,} to train on, {counts['test']:,} to evaluate"
+            + (f"; {left_out:,} left out, which have no answer" if left_out else "")
+        )
     print(f"written to {args.out}")
 
 

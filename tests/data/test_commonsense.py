@@ -6,6 +6,7 @@ import pytest
 
 from dora_jax.data.cloze import cloze
 from dora_jax.data.commonsense import TASKS, NoLabelError, build_row
+from dora_jax.data.examples import Example
 from dora_jax.data.formats import read_row
 from dora_jax.data.prompts import get_template
 from dora_jax.data.sources import read_source
@@ -13,6 +14,7 @@ from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
 from dora_jax.training.config import DataConfig
 from experiments.commonsense import build_data
+from tests.checkpoint.tiny_model import tokenizer
 
 # A row as each data set has it, the instruction of the study, and the answer: written by hand.
 ROWS = {
@@ -121,6 +123,20 @@ def test_a_row_is_written_in_the_study_s_words_and_read_back(name):
     assert cloze(example) is not None
 
 
+def test_the_space_around_a_text_is_kept():
+    """As in the study's own rows, of PIQA above all."""
+    row = ROWS["piqa"][0] | {"sol1": "Wipe it. "}
+    assert (
+        "Solution1: Wipe it. \n\nSolution2: Fill it."
+        in (build_row(TASKS["piqa"], row, "here")["instruction"])
+    )
+
+
+def test_a_label_with_a_line_break_as_social_i_qa_has_them():
+    row = ROWS["social_i_qa"][0] | {"label": "2\n"}
+    assert build_row(TASKS["social_i_qa"], row, "here")["answer"] == "answer2"
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -215,13 +231,32 @@ def test_the_script_refuses_what_it_cannot_do(tmp_path, monkeypatch):
         SystemExit, match=r"google/boolq, split train: cannot be loaded \(no network"
     ):
         build_data.main(["--out", str(tmp_path), "--tasks", "boolq"])
-    monkeypatch.setattr(build_data, "build", lambda *a: {"boolq": {"train": 3, "test": 2}})
-    build_data.main(["--out", str(tmp_path)])
+
+
+def test_the_script_says_how_many_rows_have_no_answer(tmp_path, monkeypatch, capsys):
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load_dataset(hub, subset, split, revision):
+        asked.append((hub, subset, split, revision))
+        return loader(next(task for task in TASKS.values() if task.hub == hub), split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    build_data.main(["--out", str(tmp_path), "--tasks", "boolq", "piqa"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "boolq: 6 to train on, 6 to evaluate"
+    assert said[1] == "piqa: 6 to train on, 6 to evaluate; 2 left out, which have no answer"
+    assert asked[1:3] == [
+        ("google/boolq", None, "validation", "main"),
+        ("ybisk/piqa", None, "train", "refs/convert/parquet"),
+    ]
 
 
 def test_the_authors_template_is_the_clean_one_indented():
-    clean = get_template("alpaca").prefix("Why?", None)
-    indented = get_template("alpaca-indented").prefix("Why?", None)
+    clean, indented = (
+        get_template(name).render(Example("Why?", ""), None)
+        for name in ("alpaca", "alpaca-indented")
+    )
     assert [line.strip() for line in indented.split("\n")] == [
         line.strip() for line in clean.split("\n")
     ]
@@ -229,3 +264,10 @@ def test_the_authors_template_is_the_clean_one_indented():
     assert not first.startswith(" ")
     assert all(line.startswith(16 * " ") for line in others if line)
     assert indented.endswith("### Response:\n" + 16 * " ")
+
+
+def test_the_indented_prompt_and_answer_are_the_tokens_of_the_whole_text():
+    """The authors train on the whole: the space before the answer joins its first word."""
+    tiny, template, example = tokenizer(), get_template("alpaca-indented"), Example("hello?", "wor")
+    ids = template.encode_prompt(example.prompt, tiny) + template.encode_answer("wor", tiny)
+    assert ids == tiny.encode(template.render(example, tiny))
