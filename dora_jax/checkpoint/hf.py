@@ -22,6 +22,7 @@ from dora_jax.checkpoint.folder import (
 from dora_jax.checkpoint.names import parse_dtype, tensors
 from dora_jax.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from dora_jax.errors import DoraError
+from dora_jax.json_file import read_json_object
 from dora_jax.models.config import LlamaConfig
 
 GENERATION_FILE = "generation_config.json"
@@ -110,13 +111,7 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
     path = folder / GENERATION_FILE
     if not path.is_file():
         return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DoraError(f"{path}: cannot be read ({error}). {AGAIN}") from error
-    if not isinstance(found, dict):
-        raise DoraError(f"{path}: must hold a JSON object. {AGAIN}")
-    return found
+    return read_json_object(path, AGAIN, ". ")
 
 
 def write_hf_folder(

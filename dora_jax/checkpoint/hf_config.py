@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dora_jax.errors import DoraError
+from dora_jax.json_file import read_json_object
 from dora_jax.models.config import LayerType, LlamaConfig
 from dora_jax.models.rotary import Rotary
 
@@ -308,13 +309,7 @@ def read_raw(path: Path) -> Raw:
     """
     if not path.is_file():
         raise DoraError(f"{path.parent}: not a Hugging Face folder: it has no {FILE}")
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DoraError(f"{path}: cannot be read ({error}); download the folder again") from error
-    if not isinstance(given, dict):
-        raise DoraError(f"{path}: must hold a JSON object; download the folder again")
-    return given
+    return read_json_object(path, "download the folder again")
 
 
 def config_of(given: Raw, path: Path) -> LlamaConfig:

@@ -1,6 +1,5 @@
 """PEFT's `adapter_config.json`: every field of its LoraConfig is honoured, or refused by name."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.errors import DoraError
+from dora_jax.json_file import read_json_object
 
 FILE = "adapter_config.json"
 
@@ -166,13 +166,7 @@ def read_config(folder: Path) -> PeftConfig:
     path = folder / FILE
     if not path.is_file():
         raise DoraError(f"{folder}: holds no {FILE}, so it is no PEFT adapter; name its folder")
-    try:
-        given = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DoraError(f"{path}: cannot be read ({error}); save the adapter again") from error
-    if not isinstance(given, dict):
-        raise DoraError(f"{path}: must hold a JSON object; save the adapter again")
-    return parse_config(given, str(path))
+    return parse_config(read_json_object(path, "save the adapter again"), str(path))
 
 
 def parse_config(given: Mapping[str, Any], where: str) -> PeftConfig:

@@ -4,7 +4,6 @@ What is done is told by `preprocessor_config.json`, in the words of `transformer
 CLIP, SigLIP and LLaVA, and done by Pillow as they do it.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dora_jax.errors import DoraError
+from dora_jax.json_file import read_json_object
 
 try:
     from PIL import Image, UnidentifiedImageError
@@ -74,12 +74,7 @@ class ImageProcessor:
             DoraError: when it is missing or broken, or holds a setting that is not known.
         """
         path = folder / FILE
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DoraError(f"{path}: cannot be read ({error}). {_AGAIN}") from error
-        if not isinstance(raw, dict):
-            raise DoraError(f"{path}: must hold a JSON object. {_AGAIN}")
+        raw = read_json_object(path, _AGAIN, ". ")
         try:
             return cls.from_dict(raw)
         except (ValueError, TypeError, KeyError) as error:

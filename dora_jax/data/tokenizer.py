@@ -14,6 +14,7 @@ from dora_jax.data import gguf_tokenizer
 from dora_jax.data.chat_answers import find_answers, marked_answers
 from dora_jax.data.chat_template import Message, compile_chat_template, render_chat
 from dora_jax.errors import DoraError
+from dora_jax.json_file import read_json_object
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -24,16 +25,6 @@ SPECIAL_FILE = "special_tokens_map.json"
 def _token_text(value: Any) -> str | None:
     """Return the text of a special token, which configs give bare or in a dict."""
     return value.get("content") if isinstance(value, dict) else value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DoraError(f"{path}: cannot be read ({error}); download the folder again") from error
-    if not isinstance(value, dict):
-        raise DoraError(f"{path}: must hold a JSON object; download the folder again")
-    return value
 
 
 class Tokenizer:
@@ -314,7 +305,7 @@ class Tokenizer:
         config: dict[str, Any] = {}
         for name in (SPECIAL_FILE, CONFIG_FILE):  # the latter wins
             if (folder / name).is_file():
-                config |= _read_json(folder / name)
+                config |= read_json_object(folder / name, "download the folder again")
         if (folder / TEMPLATE_FILE).is_file():
             config["chat_template"] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
         return cls(backend, config, folder)

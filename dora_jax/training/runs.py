@@ -21,6 +21,7 @@ import jax
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.records import FieldError, decode, differences, encode
 from dora_jax.errors import DoraError
+from dora_jax.json_file import read_json
 from dora_jax.processes import first_decides, is_first
 
 CONFIG_FILE = "config.json"
@@ -62,18 +63,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{commit} with uncommitted changes" if changed else commit
-
-
-def read_json(path: Path, way_out: str) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DoraError: when it is not there or broken, with the way out.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DoraError(f"{path}: cannot be read ({error}); {way_out}") from error
 
 
 @contextlib.contextmanager
