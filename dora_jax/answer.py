@@ -9,11 +9,14 @@ import jax
 
 from dora_jax.checkpoint.adapter import load_model
 from dora_jax.checkpoint.pretrained import Pretrained
+from dora_jax.data.examples import Turn
+from dora_jax.data.images import open_image
 from dora_jax.data.prompts import PromptTemplate, get_template
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.vision import Picture, Vision, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling, generate
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder, build_model
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -58,23 +61,37 @@ class Answerer:
         template: how questions are put.
         base: the base model, as it was loaded.
         name: of the model, and of the adapter in it, for people.
+        vision: what the model takes for an image, where it sees.
     """
 
-    model: Llama
+    model: Decoder
     params: Any
     tokenizer: Tokenizer
     template: PromptTemplate
     base: Pretrained
     name: str
+    vision: Vision | None = None
 
     @property
     def context(self) -> int:
         """The tokens that prompt and answer may have together."""
-        return self.model.config.context_length
+        return self.model.config.text.context_length
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """Return the ids of one question."""
-        return self.template.encode_prompt(prompt, self.tokenizer)
+        """Return the ids of one question, each image in it as many tokens as it is."""
+        return self._seen(self.template.encode_prompt(prompt, self.tokenizer))
+
+    def _seen(self, ids: list[int]) -> list[int]:
+        return ids if self.vision is None else self.vision.expand(ids)[0]
+
+    def check_images(self, count: int) -> None:
+        """Check that the model sees, where there are images.
+
+        Raises:
+            DoraError: when it reads text alone.
+        """
+        if count and self.vision is None:
+            raise DoraError(f"{self.name} reads text alone; name a model that sees with --model")
 
     def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids of a conversation, up to where the answer begins.
@@ -86,7 +103,7 @@ class Answerer:
             DoraError: when the model has no chat template, or it refuses the messages.
         """
         if self.template.is_chat:
-            return self.tokenizer.encode_chat(messages)
+            return self._seen(self.tokenizer.encode_chat(messages))
         parts = []
         for number, message in enumerate(messages, 1):
             role, content = message.get("role"), message.get("content")
@@ -104,7 +121,10 @@ class Answerer:
                     f"chat message {number} is of role {role!r}; the prompt template "
                     f"{self.template.name!r} knows system, user and assistant"
                 )
-        return self.template.encode_text("\n\n".join(parts), self.tokenizer)
+        if self.template.opening:
+            turns = [Turn(message["role"], message["content"]) for message in messages]
+            return self._seen(self.template.encode_turns(turns, self.tokenizer)[0])
+        return self._seen(self.template.encode_text("\n\n".join(parts), self.tokenizer))
 
     @property
     def stop_texts(self) -> tuple[str, ...]:
@@ -122,8 +142,12 @@ class Answerer:
         stop: Sequence[str] = (),
         batch_size: int = 32,
         on_text: Callable[[int, str], None] | None = None,
+        images: Sequence[Sequence[str | Path]] | None = None,
     ) -> list[Completion]:
-        """Continue prompts of ids: see `dora_jax.generation.generate`."""
+        """Continue prompts of ids, with the image files of each: see `generate`."""
+        seen = None
+        if self.vision is not None and images is not None:
+            seen = [[Picture(self.vision, Path(path)) for path in own] for own in images]
         return generate(
             self.model,
             self.params,
@@ -134,6 +158,7 @@ class Answerer:
             stop_ids=self.base.stop_ids,
             batch_size=batch_size,
             on_text=on_text,
+            images=seen,
         )
 
 
@@ -166,9 +191,9 @@ def load_answerer(
         tokenizer.require_chat_template()
     base = loaded.original
     name = base.name if adapter is None else f"{base.name} with {adapter}"
-    plain = Llama(loaded.pretrained.config)
+    plain = build_model(loaded.pretrained.config)
     params = jax.device_put(loaded.merged())  # without a copy on CPUs
-    return Answerer(plain, params, tokenizer, shape, base, name)
+    return Answerer(plain, params, tokenizer, shape, base, name, loaded.pretrained.vision)
 
 
 def answer(
@@ -178,6 +203,7 @@ def answer(
     model: str | None = None,
     template: str | None = None,
     stop: Sequence[str] = (),
+    images: Sequence[str | Path] = (),
     on_text: Callable[[str], None] | None = None,
     **sampling: Any,
 ) -> str:
@@ -189,11 +215,14 @@ def answer(
         model: see `load_answerer`.
         template: see `load_answerer`.
         stop: strings that end the answer, and are not part of it.
+        images: files to look at. Where the prompt does not say by `<image>` where they stand, they
+            come before it.
         on_text: told of each piece of the answer as it comes; together they are what is returned.
         **sampling: fields of `Sampling`. Of several samples, or beams, the first is returned.
 
     Raises:
-        DoraError: for an empty prompt, an unknown template, or anything that cannot be loaded.
+        DoraError: for an empty prompt, an unknown template, anything that cannot be loaded, or
+            images for a model that reads text alone.
     """
     return answers(
         prompt,
@@ -202,6 +231,7 @@ def answer(
         model=model,
         template=template,
         stop=stop,
+        images=images,
         on_text=on_text,
     )[0]
 
@@ -214,6 +244,7 @@ def answers(
     model: str | None = None,
     template: str | None = None,
     stop: Sequence[str] = (),
+    images: Sequence[str | Path] = (),
     on_text: Callable[[str], None] | None = None,
 ) -> list[str]:
     """Return all `num_samples` answers to a prompt, without the space around them.
@@ -221,12 +252,16 @@ def answers(
     Args and raises: see `answer`; only a single answer is told to `on_text`.
     """
     check_text(prompt, "the prompt")
+    for path in images:
+        open_image(path)  # before minutes of loading
     ready = load_answerer(model, adapter, template)
+    ready.check_images(len(images))
     told = None if on_text is None or sampling.num_samples > 1 else trimmed(on_text)
     completions = ready.generate(
-        [ready.encode_prompt(prompt)],
+        [ready.encode_prompt(with_marks(prompt, len(images)))],
         sampling,
         stop=stop,
+        images=[images],
         on_text=None if told is None else lambda _, piece: told(piece),
     )
     return [completion.text.strip() for completion in completions]

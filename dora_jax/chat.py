@@ -4,9 +4,12 @@ import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.answer import Answerer, check_text, trimmed
+from dora_jax.data.images import open_image
+from dora_jax.data.vision import with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Sampling
 from dora_jax.spec import nearest
@@ -19,6 +22,7 @@ _COMMANDS = {
     "/reset": "forget what was said; the system message stays",
     "/system TEXT": "tell the model how to behave; without TEXT it is told nothing",
     "/adapter NAME": "answer with another adapter, by name or path, or with none; or list them",
+    "/image FILE": "show the model an image with your next message",
     "/save FILE": "write the conversation, a JSON message a line",
     "/temperature X": "0 is greedy; higher values sample",
     "/undo": "take back your last message and its answer",
@@ -74,7 +78,8 @@ class Chat:
         self.sampling, self._stop = sampling, tuple(stop)
         self._write, self.say = write, say
         self.system = system
-        self.messages: list[dict[str, str]] = []
+        self.messages: list[dict[str, Any]] = []
+        self._images: list[str] = []  # shown with the next message
         self._left_out = 0  # messages at the beginning that the model no longer sees
         self._answers = 0
         self.adapter = next(iter(self._adapters), NO_ADAPTER)
@@ -117,7 +122,7 @@ class Chat:
         self.say("\n".join([*lines, "Ctrl-C stops an answer."]))
 
     def _reset(self, rest: str) -> None:
-        self.messages, self._left_out = [], 0
+        self.messages, self._left_out, self._images = [], 0, []
         self.say("forgotten; a new conversation begins")
 
     def _system(self, rest: str) -> None:
@@ -134,6 +139,15 @@ class Chat:
             raise DoraError(f"/temperature needs a number, such as 0.7; {given}") from None
         self.sampling = dataclasses.replace(self.sampling, temperature=temperature)
         self.say(f"temperature is {temperature}")
+
+    def _image(self, rest: str) -> None:
+        if not rest:
+            raise DoraError("/image needs a file, such as /image photo.jpg")
+        path = Path(rest).expanduser()
+        self.ready.check_images(1)
+        open_image(path)
+        self._images.append(str(path.absolute()))
+        self.say(f"{path.name} will be shown with your next message")
 
     def _undo(self, rest: str) -> None:
         asked = [n for n, message in enumerate(self.messages) if message["role"] == "user"]
@@ -171,7 +185,7 @@ class Chat:
         self.adapter = rest
         self.say(f"now {self.adapter}: {self.ready.name}")
 
-    def _with_system(self, messages: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    def _with_system(self, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         system = [] if self.system is None else [{"role": "system", "content": self.system}]
         return [*system, *messages]
 
@@ -210,7 +224,10 @@ class Chat:
 
     def _ask(self, text: str) -> None:
         check_text(text, "the message")
-        self.messages.append({"role": "user", "content": text})
+        message: dict[str, Any] = {"role": "user", "content": with_marks(text, len(self._images))}
+        if self._images:
+            message["images"] = self._images
+        self.messages.append(message)
         try:
             answer, notice = self._answer(self._fit())
         except BaseException:
@@ -218,9 +235,15 @@ class Chat:
             self.messages.pop()
             raise
         self._write("\n")
+        self._images = []
         self.messages.append({"role": "assistant", "content": answer})
         if notice:
             self.say(notice)
+
+    def _shown(self) -> list[str]:
+        """Return the images of the messages that the model sees."""
+        seen = self.messages[self._left_out :]
+        return [path for message in seen for path in message.get("images", ())]
 
     def _answer(self, ids: list[int]) -> tuple[str, str]:
         """Return the answer, and what is to be said about it."""
@@ -240,6 +263,7 @@ class Chat:
                 dataclasses.replace(self.sampling, seed=seed),
                 stop=[*self._stop, *self.ready.stop_texts],
                 on_text=lambda _, piece: told_trimmed(piece),
+                images=[self._shown()],
             )
             if completion.finish_reason == "length":
                 most = self.sampling.max_new_tokens

@@ -18,8 +18,13 @@ class GenerateArgs:
 
     prompt: str | None = None
     """What to answer."""
+    image: tuple[Path, ...] = ()
+    """Images that the prompt is about, for a model that sees."""
     prompts: Path | None = None
-    """Or a JSONL file: rows with `prompt`, or with `messages`, a conversation."""
+    """Or a JSONL file: rows with `prompt`, or with `messages`, a conversation; with `image` or
+    `images`, names of files, for a model that sees."""
+    image_folder: Path | None = None
+    """With --prompts: where these images are; none is the folder of the prompts."""
     out: Path | None = None
     """With --prompts: the JSONL file to write. The same command again continues it."""
     adapter: Path | None = None
@@ -96,6 +101,8 @@ def _sampling(args: Any) -> Any:
 def generate_command(argv: Sequence[str]) -> None:
     """Run `dora-jax generate`."""
     args = tyro.cli(GenerateArgs, args=list(argv), prog="dora-jax generate")
+    if args.image and args.prompt is None:
+        raise DoraError("--image goes with --prompt; rows of a file name their own images")
     if args.prompts is not None and args.out is not None and args.prompt is None:
         _answer_file(args, args.prompts, args.out)
     elif args.prompt is not None and args.prompts is None and args.out is None:
@@ -120,6 +127,7 @@ def _answer_file(args: GenerateArgs, prompts: Path, out: Path) -> None:
         template=args.template,
         stop=args.stop,
         batch_size=args.batch_size,
+        image_folder=args.image_folder,
     )
     print(f"{written} lines written to {out}" if written else f"{out} is complete already")
 
@@ -140,6 +148,7 @@ def _answer_one(args: GenerateArgs, prompt: str) -> None:
         adapter=args.adapter,
         template=args.template,
         stop=args.stop,
+        images=args.image,
         on_text=show if streams else None,
     )
     if streams:

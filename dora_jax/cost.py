@@ -9,6 +9,8 @@ For T tokens a step, P of them labelled, a kernel of (in, out) and rank r:
     attention                    6 T S H F         S tokens a row; the causal half, forward and
                                                    twice that backward
     head                         4 P hidden V      forward and gradient of its input
+    vision tower, projector      likewise, for the positions of each image; where nothing of the
+                                 tower is trained, forward alone; its attention sees both ways
     DoRA: norms                  2 in out r + ...  once a step, whatever T: see `norm_flops`
     DoRA: scaling                6 T out           c z; then g c and the sum of g y / c
 
@@ -19,14 +21,17 @@ against which a step's speed is measured ("model FLOP utilisation").
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 
 from dora_jax.factored_norm import cheaper_path, norm_flops
-from dora_jax.models.llama import Llama, param_shapes
+from dora_jax.models.build import Decoder
+from dora_jax.models.llama import param_shapes
+from dora_jax.models.llava import LlavaConfig
 from dora_jax.partition import iter_modules, module_specs
-from dora_jax.spec import AdapterRules
+from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,9 @@ class StepCost:
         return extra / (self.total - extra)
 
 
-def step_cost(model: Llama, batch: int, seq: int, labels: int | None = None) -> StepCost:
+def step_cost(
+    model: Decoder, batch: int, seq: int, labels: int | None = None, images: int = 0
+) -> StepCost:
     """Count the operations of a step.
 
     Args:
@@ -61,10 +68,12 @@ def step_cost(model: Llama, batch: int, seq: int, labels: int | None = None) -> 
         batch: rows.
         seq: tokens a row.
         labels: labelled positions over all rows; all by default.
+        images: places for images over all rows, of a model that sees.
     """
-    config, rules = model.config, model.adapters or AdapterRules([])
+    config, rules = model.config.text, model.adapters or AdapterRules([])
     tokens = batch * seq
     labels = tokens if labels is None else labels
+    sight = _Sight(model.config, images) if isinstance(model.config, LlavaConfig) else None
     kernels = full = low_rank = norms = scaling = 0.0
     shapes = param_shapes(model)
     specs = module_specs(shapes, rules)
@@ -74,9 +83,12 @@ def step_cost(model: Llama, batch: int, seq: int, labels: int | None = None) -> 
         spec = specs[path]
         *stack, rows, columns = leaves["kernel"].shape
         layers = math.prod(stack)
-        positions = labels if path == "lm_head" else tokens
-        if path != "lm_head":
-            kernels += 4.0 * layers * positions * rows * columns
+        is_head = path.endswith("lm_head")
+        positions = labels if is_head else tokens
+        passes = 0.0 if is_head else 4.0
+        if sight is not None and (seen := sight.positions(path)) is not None:
+            positions, passes = seen, 4.0 if sight.learns(path, specs) else 2.0
+        kernels += passes * layers * positions * rows * columns
         if spec.method == "full":
             full += 2.0 * layers * positions * rows * columns
         if spec.has_low_rank:
@@ -91,18 +103,53 @@ def step_cost(model: Llama, batch: int, seq: int, labels: int | None = None) -> 
             times = 1 if spec.detach_norm else 2
             norms += times * layers * norm_flops(summed, kept, spec.rank, narrow=narrow)[way]
     width = config.num_attention_heads * config.head_dim
+    attention = 6.0 * config.num_hidden_layers * tokens * seq * width
+    if sight is not None:
+        attention += sight.attention(specs)
     return StepCost(
         kernels=kernels,
         kernel_gradients=full,
         low_rank=low_rank,
-        attention=6.0 * config.num_hidden_layers * tokens * seq * width,
+        attention=attention,
         head=4.0 * labels * config.hidden_size * config.vocab_size,
         norms=norms,
         scaling=scaling,
     )
 
 
-def tokens_for_overhead(model: Llama, seq: int, share: float = 0.01) -> int:
+@dataclass(frozen=True)
+class _Sight:
+    """What the images of a step cost."""
+
+    config: LlavaConfig
+    images: int
+
+    def positions(self, path: str) -> int | None:
+        """Return the positions that a module of tower or projector is applied to."""
+        vision = self.config.vision
+        if path.startswith("vision_tower/embeddings/"):
+            return self.images * vision.patches
+        if path.startswith("vision_tower/"):
+            return self.images * vision.positions
+        if path.startswith("multi_modal_projector/"):
+            return self.images * self.config.image_tokens
+        return None
+
+    def learns(self, path: str, specs: Mapping[str, AdapterSpec]) -> bool:
+        """Whether a gradient comes as far back as a module."""
+        part = path.split("/")[0]
+        parts = ("vision_tower",) if part == "vision_tower" else (part, "vision_tower")
+        return any(spec != FROZEN for p, spec in specs.items() if p.startswith(parts))
+
+    def attention(self, specs: Mapping[str, AdapterSpec]) -> float:
+        """Return the tower's: every patch sees all, twice as much backward as forward."""
+        vision = self.config.vision
+        pairs = self.images * vision.positions**2
+        passes = 12.0 if self.learns("vision_tower", specs) else 4.0
+        return passes * vision.num_hidden_layers * pairs * vision.hidden_size
+
+
+def tokens_for_overhead(model: Decoder, seq: int, share: float = 0.01) -> int:
     """Return the number of tokens a step from which DoRA's own operations are below a share.
 
     Raises:

@@ -21,6 +21,9 @@ from dora_jax.analysis.atomic import write_text
 from dora_jax.answer import Answerer, check_text, load_answerer
 from dora_jax.checkpoint.pretrained import fingerprint
 from dora_jax.data.chat_template import plain_message
+from dora_jax.data.images import open_image
+from dora_jax.data.row_images import image_names
+from dora_jax.data.vision import IMAGE, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling
 from dora_jax.training.progress import WorkProgress
@@ -113,14 +116,28 @@ def _check_messages(messages: Any, where: str) -> None:
         )
 
 
-def _encode(rows: Sequence[Row], ready: Answerer, new_tokens: int) -> list[list[int]]:
-    encoded = []
-    for row in rows:
+def _images(row: Row, folder: Path) -> list[Path]:
+    """Return the files of a row's images; each can be opened."""
+    paths = [folder / name for name in image_names(row.fields, row.where)]
+    for path in paths:
         try:
+            open_image(path, whole=False)
+        except DoraError as error:
+            raise DoraError(f"{row.where}: {error}") from None
+    return paths
+
+
+def _encode(
+    rows: Sequence[Row], images: Sequence[Sequence[Path]], ready: Answerer, new_tokens: int
+) -> list[list[int]]:
+    encoded = []
+    for row, own in zip(rows, images, strict=True):
+        try:
+            ready.check_images(len(own))
             if "prompt" in row.fields:
-                ids = ready.encode_prompt(row.fields["prompt"])
+                ids = ready.encode_prompt(with_marks(row.fields["prompt"], len(own)))
             else:
-                ids = ready.encode_messages(row.fields["messages"])
+                ids = ready.encode_messages(_marked(row.fields["messages"], len(own)))
         except DoraError as error:
             raise DoraError(f"{row.where}: {error}") from None
         if len(ids) + new_tokens > ready.context:
@@ -130,6 +147,16 @@ def _encode(rows: Sequence[Row], ready: Answerer, new_tokens: int) -> list[list[
             )
         encoded.append(ids)
     return encoded
+
+
+def _marked(messages: list[dict[str, Any]], images: int) -> list[dict[str, Any]]:
+    """Return messages in which images stand before the first question, if none says where."""
+    shown = json.dumps([message.get("content") for message in messages])
+    if not images or IMAGE in shown or '"type": "image"' in shown:
+        return messages
+    first = next(n for n, message in enumerate(messages) if message["role"] == "user")
+    asked = {**messages[first], "content": with_marks(messages[first]["content"], images)}
+    return [*messages[:first], asked, *messages[first + 1 :]]
 
 
 def _lines(row: Row, completions: Sequence[Completion]) -> list[str]:
@@ -264,6 +291,7 @@ def generate_file(
     stop: Sequence[str] = (),
     batch_size: int = 16,
     progress: WorkProgress | None = None,
+    image_folder: Path | None = None,
 ) -> int:
     """Answer every row of a file, or those that an interrupted run left.
 
@@ -282,6 +310,8 @@ def generate_file(
         stop: strings that end an answer.
         batch_size: rows at once, and between two writes.
         progress: where to show it; standard error by default.
+        image_folder: where the images are that rows name as `image` or `images`; None is the
+            folder of the prompts.
 
     Returns:
         The number of lines written now.
@@ -294,8 +324,9 @@ def generate_file(
         raise DoraError(f"--batch-size must be at least 1; got {batch_size}")
     rows = read_rows(prompts)
     _check_out(prompts, out)
+    images = [_images(row, image_folder or prompts.parent) for row in rows]
     ready = load_answerer(model, adapter, template)
-    ids = _encode(rows, ready, sampling.max_new_tokens)
+    ids = _encode(rows, images, ready, sampling.max_new_tokens)
     samples = sampling.num_samples
     width = max(samples, sampling.num_beams)
     settings = _settings(rows, ready, sampling, stop, batch_size)
@@ -316,7 +347,11 @@ def generate_file(
                     sampling, seed=_seed(sampling.seed, start // batch_size)
                 )
                 completions = ready.generate(
-                    ids[start:end], seeded, stop=stop, batch_size=batch_size * width
+                    ids[start:end],
+                    seeded,
+                    stop=stop,
+                    batch_size=batch_size * width,
+                    images=images[start:end],
                 )
                 lines = [
                     line

@@ -20,11 +20,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dora_jax.data.padding import round_up
+from dora_jax.data.vision import fill_up
 from dora_jax.errors import DoraError
+from dora_jax.generation.api import with_images
 from dora_jax.generation.buckets import bucket
 from dora_jax.generation.text import TextTokenizer
 from dora_jax.models.attention import PADDING, SHARED
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder
+from dora_jax.models.llava import Llava
 from dora_jax.sharding import fetch, replicate, split_rows
 
 _LENGTH_MULTIPLE = 32  # few lengths, so few compilations
@@ -32,10 +35,17 @@ _ANY_TOKEN = 0  # of padding
 
 
 class Request(NamedTuple):
-    """A prompt and what may follow it, as token ids; nothing of either is empty."""
+    """A prompt and what may follow it, as token ids; nothing of either is empty.
+
+    Attributes:
+        prompt: each of its images as many tokens as it is.
+        continuations: of it.
+        images: of the prompt, in the order of their tokens: arrays, or what numpy takes for such.
+    """
 
     prompt: Sequence[int]
     continuations: Sequence[Sequence[int]]
+    images: Sequence[Any] = ()
 
     @property
     def length(self) -> int:
@@ -78,6 +88,7 @@ class _Layout(NamedTuple):
         segments: (B, L), 0 the prompt, 1, 2, ... the continuations, -1 padding.
         sources: (B, T) places in the row whose next token is scored.
         targets: (B, T) those next tokens.
+        images: (B, M, height, width, channels) of the prompts; None where none has any.
     """
 
     tokens: Any
@@ -85,16 +96,17 @@ class _Layout(NamedTuple):
     segments: Any
     sources: Any
     targets: Any
+    images: Any = None
 
 
-def _lay_out(requests: Sequence[Request], length: int, scored: int) -> _Layout:
+def _lay_out(model: Decoder, requests: Sequence[Request], length: int, scored: int) -> _Layout:
     size = len(requests)
     tokens = np.full((size, length), _ANY_TOKEN, np.int32)
     positions = np.zeros((size, length), np.int32)
     segments = np.full((size, length), PADDING, np.int32)
     sources = np.zeros((size, scored), np.int32)
     targets = np.zeros((size, scored), np.int32)
-    for i, (prompt, continuations) in enumerate(requests):
+    for i, (prompt, continuations, _) in enumerate(requests):
         start = len(prompt)
         tokens[i, :start] = prompt
         positions[i, :start] = np.arange(start)
@@ -109,15 +121,24 @@ def _lay_out(requests: Sequence[Request], length: int, scored: int) -> _Layout:
             sources[i, entry : entry + len(ids)] = [start - 1, *range(place, end - 1)]
             targets[i, entry : entry + len(ids)] = ids
             place, entry = end, entry + len(ids)
-    return _Layout(tokens, positions, segments, sources, targets)
+    images = None
+    if isinstance(model, Llava) and any(request.images for request in requests):
+        images = fill_up([request.images for request in requests], model.config.image_shape)
+    return _Layout(tokens, positions, segments, sources, targets, images)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _log_probs(
-    model: Llama, variables: Any, layout: _Layout
+    model: Decoder, variables: Any, layout: _Layout
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
+    seen = {} if layout.images is None else {"images": layout.images}
     hidden_BLD, _ = model.apply(
-        variables, layout.tokens, layout.positions, layout.segments, method="hidden_states"
+        variables,
+        layout.tokens,
+        layout.positions,
+        layout.segments,
+        **seen,
+        method="hidden_states",
     )
     hidden_BTD = jnp.take_along_axis(hidden_BLD, layout.sources[..., None], axis=1)
     logits_BTV: Any = model.apply(variables, hidden_BTD, method="head")
@@ -127,7 +148,7 @@ def _log_probs(
 
 
 def score_tokens(
-    model: Llama,
+    model: Decoder,
     variables: dict[str, Any],
     requests: Sequence[Request],
     batch_size: int,
@@ -145,7 +166,10 @@ def score_tokens(
     Returns:
         For each request, in their order, the scores of its continuations.
     """
-    order = sorted(range(len(requests)), key=lambda i: requests[i].length)
+    # Text alone first: what has images goes through more of the model.
+    order = sorted(
+        range(len(requests)), key=lambda i: (len(requests[i].images), requests[i].length)
+    )
     found: list[list[TokenScores]] = [[] for _ in requests]
     variables = replicate(variables)
     for start in range(0, len(requests), batch_size):
@@ -155,7 +179,7 @@ def score_tokens(
         filled = batch + batch[-1:] * (batch_size - len(batch))
         length = round_up(max(request.length for request in batch), _LENGTH_MULTIPLE)
         scored = bucket(max(request.length - len(request.prompt) for request in batch), 8)
-        layout = split_rows(_lay_out(filled, length, scored))
+        layout = split_rows(_lay_out(model, filled, length, scored))
         values, greedy = fetch(_log_probs(model, variables, layout))
         for row, i in enumerate(indices):
             end = 0
@@ -167,7 +191,7 @@ def score_tokens(
 
 
 def score(
-    model: Llama,
+    model: Decoder,
     params: Any,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     continuations: Sequence[Sequence[str]] | Sequence[Sequence[Sequence[int]]],
@@ -175,6 +199,7 @@ def score(
     tokenizer: TextTokenizer | None = None,
     norms: Any = None,
     batch_size: int = 16,
+    images: Sequence[Sequence[Any]] | None = None,
 ) -> list[list[Score]]:
     """Return how likely each continuation of each prompt is.
 
@@ -190,10 +215,12 @@ def score(
         tokenizer: the model's.
         norms: `dora_jax.column_norms` of an unmerged adapter, where at hand.
         batch_size: prompts at once.
+        images: of each prompt, see `dora_jax.generation.generate`.
 
     Raises:
         DoraError: for a prompt or continuation without tokens, or one that the model's context
-            cannot hold, named by its number; texts without a tokenizer.
+            cannot hold, named by its number; texts without a tokenizer; other images than a
+            prompt has tokens for.
 
     Example:
         >>> score(model, params, ["2 + 2 ="], [[" 4", " 5"]], tokenizer=tokenizer)
@@ -204,8 +231,13 @@ def score(
             "list for each prompt"
         )
     requests = []
-    for number, (prompt, options) in enumerate(zip(prompts, continuations, strict=True)):
+    images = [()] * len(prompts) if images is None else images
+    for number, (prompt, options, own) in enumerate(
+        zip(prompts, continuations, images, strict=True)
+    ):
         request = _cut(prompt, options, tokenizer)
+        ids = with_images(model, request.prompt, len(own), f"prompt {number + 1}")
+        request = request._replace(prompt=ids, images=own)
         _check(model, number, request)
         requests.append(request)
     variables = {"params": params} | ({} if norms is None else {"norms": norms})
@@ -241,10 +273,10 @@ def _cut(prompt: Any, continuations: Sequence[Any], tokenizer: TextTokenizer | N
     return Request([*start, *shared], [ids[len(shared) :] for ids in whole])
 
 
-def _check(model: Llama, number: int, request: Request) -> None:
+def _check(model: Decoder, number: int, request: Request) -> None:
     if not request.prompt:
         raise DoraError(f"prompt {number + 1} is empty: nothing to continue")
-    context = model.config.context_length
+    context = model.config.text.context_length
     for place, ids in enumerate(request.continuations):
         what = f"continuation {place + 1} of prompt {number + 1}"
         if not ids:

@@ -20,7 +20,7 @@ class Scripted(Answerer):
     asked: list[str] = dataclasses.field(default_factory=list)
     calls: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
-    def generate(self, prompts, sampling, *, stop=(), batch_size=32, on_text=None):
+    def generate(self, prompts, sampling, *, stop=(), batch_size=32, on_text=None, images=None):
         self.calls.append({"sampling": sampling, "stop": stop, "batch_size": batch_size})
         found = []
         for number, ids in enumerate(prompts):

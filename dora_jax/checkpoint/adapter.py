@@ -23,7 +23,8 @@ from dora_jax.checkpoint.peft_modules import untie
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import Llama, param_shapes
+from dora_jax.models.build import Decoder, build_model, untied
+from dora_jax.models.llama import param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.processes import all_arrive, is_first
 from dora_jax.sharding import fetch
@@ -134,7 +135,7 @@ def load_info(folder: Path) -> AdapterInfo:
         raise DoraError(f"{path}: cannot be read ({error}); train the adapter again") from error
 
 
-def attach(base: Params, trainable: Params, model: Llama, where: Path | str) -> Params:
+def attach(base: Params, trainable: Params, model: Decoder, where: Path | str) -> Params:
     """Put an adapter's leaves into the base model's parameters.
 
     Args:
@@ -220,10 +221,10 @@ def load_model(
     base = jax.tree.map(lambda x: x.astype(jnp.dtype(info.dtype)), base)
     config = pretrained.config
     if info.untied:
-        base, config = untie(base), dataclasses.replace(config, tie_word_embeddings=False)
+        base, config = untie(base), untied(config)
     rules = info.rules()
     # Wide again at the end alone: a residual kernel (PiSSA) was rounded in training too.
-    params = _wide(attach(base, load_tree(folder / WEIGHTS), Llama(config, rules), folder))
+    params = _wide(attach(base, load_tree(folder / WEIGHTS), build_model(config, rules), folder))
     trained_on = dataclasses.replace(pretrained, config=config, params=_wide(base))
     return Loaded(trained_on, pretrained, params, rules, info)
 

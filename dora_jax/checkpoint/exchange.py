@@ -27,7 +27,7 @@ from dora_jax.checkpoint.pretrained import fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree
 from dora_jax.closest_lora import closest_lora
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder, build_model
 from dora_jax.spec import AdapterRules
 
 _log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def import_peft(folder: Path, out: Path, model: str | None = None) -> list[str]:
         prompt="chat" if pretrained.tokenizer.chat_template else "plain",
         weights=fingerprint(pretrained.params),
         explicit=_as_json(adapter.rules),
-        untied=adapter.config.tie_word_embeddings != pretrained.config.tie_word_embeddings,
+        untied=adapter.config != pretrained.config,
     )
     save_adapter(out, info, adapter.trainable)
     return [f"adapter written to {out}", *describe(out)]
@@ -148,9 +148,9 @@ def export_as_lora(
         ranks = found.ranks[path]
         lines.append(f"  {path}: {max(losses):.2%} at most, rank {min(ranks)} to {max(ranks)}")
     tokens = np.array([pretrained.tokenizer.encode(_SAMPLE)])
-    tuned = _logits(Llama(config, loaded.rules), loaded.params, tokens)
-    change = np.abs(_logits(Llama(config, found.rules), found.params, tokens) - tuned)
-    moved = np.abs(tuned - _logits(Llama(config), base, tokens))
+    tuned = _logits(build_model(config, loaded.rules), loaded.params, tokens)
+    change = np.abs(_logits(build_model(config, found.rules), found.params, tokens) - tuned)
+    moved = np.abs(tuned - _logits(build_model(config), base, tokens))
     lines.append(
         f"logits of a short text: moved by {moved.mean():.4f} from the base model's in the mean "
         f"({moved.max():.4f} at most), the LoRA's differ from that by {change.mean():.4f} "
@@ -159,7 +159,7 @@ def export_as_lora(
     return lines
 
 
-def _logits(model: Llama, params: Any, tokens: np.ndarray) -> np.ndarray:
+def _logits(model: Decoder, params: Any, tokens: np.ndarray) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         return np.asarray(jax.jit(model.apply)({"params": params}, tokens))
 

@@ -72,22 +72,16 @@ def read_weights(
     table: Sequence[Tensor],
     dtype: np.dtype,
     sharding: Shardings | None = None,
-    is_ignored: Callable[[str], bool] = lambda name: False,
 ) -> dict[str, Any]:
     """Read a model's parameters, a piece at a time into their place.
 
     Args:
         folder: named in messages.
-        files: of each tensor, by `open_weights`.
+        files: of each tensor, by `open_weights`; checked by `check_tensors`.
         table: the model's tensors.
         dtype: of the arrays returned.
         sharding: where the arrays go; None keeps them on the host.
-        is_ignored: tells tensors of the files that are of no use.
-
-    Raises:
-        DoraError: when tensors are missing, unexpected, of another shape or of an unknown type.
     """
-    check_tensors(folder, files, table, is_ignored)
 
     def rows(tensor: Tensor, name: str, start: int, stop: int) -> np.ndarray:
         return files[name].rows(name, start, stop)
@@ -101,7 +95,17 @@ def check_tensors(
     table: Sequence[Tensor],
     is_ignored: Callable[[str], bool] = lambda name: False,
 ) -> None:
-    """Check that files hold a model's tensors; arguments and errors as `read_weights`."""
+    """Check that files hold a model's tensors.
+
+    Args:
+        folder: named in messages.
+        files: of each tensor, by `open_weights`.
+        table: the model's tensors.
+        is_ignored: tells tensors of the files that are of no use.
+
+    Raises:
+        DoraError: when tensors are missing, unexpected, of another shape or of an unknown type.
+    """
     stored = {name: file.tensors[name] for name, file in files.items() if not is_ignored(name)}
     shapes = {name: part.shape for name, part in stored.items()}
     check_shapes(folder, file_shapes(table, "hf"), shapes, AGAIN)

@@ -40,19 +40,35 @@ def missing_files(folder: Path) -> list[str]:
     return [name for name in wanted if not (folder / name).is_file()]
 
 
-def _is_ignored(name: str, config: LlamaConfig) -> bool:
-    """Whether a tensor is of no use: old files hold rotary frequencies, some a tied head."""
-    is_tied_head = config.tie_word_embeddings and name == "lm_head.weight"
-    return name.endswith("rotary_emb.inv_freq") or is_tied_head
+def is_unused(name: str, head: str, is_tied: bool) -> bool:
+    """Whether a tensor is of no use: old files hold rotary frequencies, some a tied head.
+
+    Args:
+        name: the tensor's.
+        head: the head's weight.
+        is_tied: whether that is the embedding.
+    """
+    return name.endswith("rotary_emb.inv_freq") or (is_tied and name == head)
 
 
-def _check_tied_head(files: Files, folder: Path, config: LlamaConfig) -> None:
-    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    if not config.tie_word_embeddings or head not in files:
+def check_tied_head(folder: Path, files: Files, head: str, embedding: str) -> None:
+    """Check that a head which is in the files beside the embedding that it is tied to is the same.
+
+    Args:
+        folder: named in messages.
+        files: of each tensor, by `open_weights`; the embedding is among them.
+        head: the name of its weight.
+        embedding: likewise.
+
+    Raises:
+        DoraError: when they differ.
+    """
+    if head not in files:
         return
-    is_same = files[head].tensors[head].shape == (config.vocab_size, config.hidden_size)
-    for start in range(0, config.vocab_size if is_same else 0, _COMPARED):
-        stop = min(start + _COMPARED, config.vocab_size)
+    shape = files[embedding].tensors[embedding].shape
+    is_same = files[head].tensors[head].shape == shape
+    for start in range(0, shape[0] if is_same else 0, _COMPARED):
+        stop = min(start + _COMPARED, shape[0])
         own, tied = (files[name].rows(name, start, stop) for name in (head, embedding))
         # What a tied head may hold is no reason to refuse NaN, which the warning names.
         is_same = is_same and np.array_equal(own, tied, equal_nan=True)
@@ -91,14 +107,12 @@ def read_hf_folder(
     config = hf_config.read_config(folder / hf_config.FILE)
     table = tensors(config)
     files = open_weights(folder)
-
-    def is_ignored(name: str) -> bool:
-        return _is_ignored(name, config)
-
-    check_tensors(folder, files, table, is_ignored)
-    _check_tied_head(files, folder, config)
+    head, is_tied = "lm_head.weight", config.tie_word_embeddings
+    check_tensors(folder, files, table, lambda name: is_unused(name, head, is_tied))
+    if is_tied:
+        check_tied_head(folder, files, head, "model.embed_tokens.weight")
     tokenizer = Tokenizer.load(folder)  # before the long work
-    params = read_weights(folder, files, table, wanted, sharding, is_ignored)
+    params = read_weights(folder, files, table, wanted, sharding)
     return config, params, tokenizer
 
 
@@ -112,6 +126,13 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     return read_json_object(path, AGAIN, ". ")
+
+
+def write_generation_config(folder: Path, generation: dict[str, Any] | None) -> None:
+    """Write a folder's `generation_config.json`, where there is one."""
+    if generation is not None:
+        text = json.dumps(generation, indent=2) + "\n"
+        (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
 
 
 def write_hf_folder(
@@ -147,6 +168,4 @@ def write_hf_folder(
         tokenizer.save(folder)
         text = hf_config.to_json(config, wanted.name)
         (folder / hf_config.FILE).write_text(text, encoding="utf-8")
-        if generation is not None:
-            text = json.dumps(generation, indent=2) + "\n"
-            (folder / GENERATION_FILE).write_text(text, encoding="utf-8")
+        write_generation_config(folder, generation)

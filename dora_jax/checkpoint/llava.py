@@ -1,7 +1,6 @@
 """LLaVA-1.5 in Hugging Face folders: config, names, weights; tower, projector, language model.
 
-`LlavaForConditionalGeneration` has spelt its parts in three ways (`_SPELLINGS`); what is written is
-the one that every version of transformers reads.
+How their tensors are spelt is told by `dora_jax.checkpoint.llava_names`.
 """
 
 import json
@@ -13,18 +12,18 @@ from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.folder import (
     AGAIN,
     MAX_SHARD_BYTES,
-    Files,
+    check_tensors,
     new_model_folder,
     open_weights,
     read_weights,
 )
-from dora_jax.checkpoint.names import Tensor, parse_dtype, tensors
+from dora_jax.checkpoint.hf import check_tied_head, is_unused, write_generation_config
+from dora_jax.checkpoint.llava_names import folder_spelling, llava_tensors
+from dora_jax.checkpoint.names import parse_dtype
 from dora_jax.checkpoint.vision import (
     POSITION_IDS,
-    find_prefix,
     read_vision_config,
     vision_config_to_dict,
-    vision_tensors,
 )
 from dora_jax.data.images import FILE as PROCESSOR_FILE
 from dora_jax.data.images import ImageProcessor
@@ -46,47 +45,6 @@ _TEXT_DEFAULTS = {
 _SELECTIONS = {"default": False, "full": True}
 
 
-class _Spelling(NamedTuple):
-    """How a file's names begin.
-
-    Attributes:
-        tower: before the tower's.
-        projector: before the projector's.
-        trunk: in place of the language model's `model.`.
-        head: in place of its `lm_head.`.
-    """
-
-    tower: str
-    projector: str
-    trunk: str
-    head: str
-
-
-_SPELLINGS = (
-    _Spelling(
-        "vision_tower.",
-        "multi_modal_projector.",
-        "language_model.model.",
-        "language_model.lm_head.",
-    ),
-    _Spelling(
-        "vision_tower.vision_model.",
-        "multi_modal_projector.",
-        "language_model.model.",
-        "language_model.lm_head.",
-    ),
-    _Spelling(
-        "model.vision_tower.", "model.multi_modal_projector.", "model.language_model.", "lm_head."
-    ),
-    _Spelling(
-        "model.vision_tower.vision_model.",
-        "model.multi_modal_projector.",
-        "model.language_model.",
-        "lm_head.",
-    ),
-)
-
-
 class LlavaFolder(NamedTuple):
     """What a folder holds.
 
@@ -94,13 +52,19 @@ class LlavaFolder(NamedTuple):
         config: the shape.
         params: the parameters that `Llava` takes.
         tokenizer: the language model's.
-        processor: of images; None where the folder has none.
+        processor: of images.
     """
 
     config: LlavaConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
-    processor: ImageProcessor | None
+    processor: ImageProcessor
+
+
+def is_llava(folder: Path) -> bool:
+    """Whether a folder's `config.json` is of LLaVA."""
+    file = folder / hf_config.FILE
+    return file.is_file() and hf_config.read_raw(file).get("model_type") == "llava"
 
 
 def read_llava_config(path: Path) -> LlavaConfig:
@@ -138,36 +102,6 @@ def read_llava_config(path: Path) -> LlavaConfig:
         raise DoraError(f"{path}: {error}. {AGAIN}") from None
 
 
-def llava_tensors(config: LlavaConfig, spelling: _Spelling = _SPELLINGS[0]) -> list[Tensor]:
-    """Return every kind of tensor of a model, as a file spells it."""
-    c = config
-    wide, narrow = len(c.feature_layers) * c.vision.hidden_size, c.text.hidden_size
-    projector = []
-    for name, size in (("linear_1", wide), ("linear_2", narrow)):
-        ours, hf = f"multi_modal_projector/{name}", f"{spelling.projector}{name}"
-        projector.append(Tensor(f"{ours}/kernel", f"{hf}.weight", "", (size, narrow)))
-        if c.projector_bias:
-            projector.append(Tensor(f"{ours}/bias", f"{hf}.bias", "", (narrow,)))
-    return [
-        *vision_tensors(c.vision, "vision_tower/", spelling.tower),
-        *projector,
-        *(_of_text(tensor, spelling) for tensor in tensors(c.text)),
-    ]
-
-
-def _of_text(tensor: Tensor, spelling: _Spelling) -> Tensor:
-    if tensor.hf.startswith("lm_head."):
-        name = spelling.head + tensor.hf.removeprefix("lm_head.")
-    else:
-        name = spelling.trunk + tensor.hf.removeprefix("model.")
-    return tensor._replace(path=f"language_model/{tensor.path}", hf=name)
-
-
-def _spelling(files: Files) -> _Spelling:
-    by_tower = {spelling.tower: spelling for spelling in _SPELLINGS}
-    return by_tower[find_prefix(files, by_tower)]
-
-
 def read_llava_folder(
     path: str | Path, dtype: Any = "float32", sharding: Shardings | None = None
 ) -> LlavaFolder:
@@ -187,19 +121,29 @@ def read_llava_folder(
         raise DoraError(f"{folder}: no such folder")
     config = read_llava_config(folder / hf_config.FILE)
     files = open_weights(folder)
-    spelling = _spelling(files)
-    tied_head = f"{spelling.head}weight" if config.text.tie_word_embeddings else None
+    spelling = folder_spelling(files)
+    table = llava_tensors(config, spelling)
+    head = f"{spelling.head}weight"
+    is_tied = config.text.tie_word_embeddings
 
     def is_ignored(name: str) -> bool:
-        is_old = name.endswith("rotary_emb.inv_freq") or name == spelling.tower + POSITION_IDS
-        return is_old or name == tied_head
+        return is_unused(name, head, is_tied) or name == spelling.tower + POSITION_IDS
 
+    check_tensors(folder, files, table, is_ignored)
+    if is_tied:
+        check_tied_head(folder, files, head, f"{spelling.trunk}embed_tokens.weight")
     tokenizer = Tokenizer.load(folder)  # before the long work
-    has_processor = (folder / PROCESSOR_FILE).is_file()
-    processor = ImageProcessor.load(folder) if has_processor else None
-    table = llava_tensors(config, spelling)
-    params = read_weights(folder, files, table, wanted, sharding, is_ignored)
+    processor = _processor(folder, config)
+    params = read_weights(folder, files, table, wanted, sharding)
     return LlavaFolder(config, params, tokenizer, processor)
+
+
+def _processor(folder: Path, config: LlavaConfig) -> ImageProcessor:
+    """Return the folder's own, or CLIP's for the tower's size."""
+    if (folder / PROCESSOR_FILE).is_file():
+        return ImageProcessor.load(folder)
+    side = config.vision.image_size
+    return ImageProcessor(size=side, crop=(side, side))
 
 
 def write_llava_folder(
@@ -209,7 +153,8 @@ def write_llava_folder(
     tokenizer: Tokenizer,
     dtype: Any = "float32",
     *,
-    processor: ImageProcessor | None = None,
+    processor: ImageProcessor,
+    generation: dict[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Write a model as a folder that `LlavaForConditionalGeneration` loads.
@@ -220,7 +165,8 @@ def write_llava_folder(
         params: its parameters, adapters merged; numpy or jax arrays.
         tokenizer: written beside them.
         dtype: of the weights: float32, bfloat16 or float16.
-        processor: of images, if it has one.
+        processor: of images.
+        generation: its `generation_config.json`, if it has one.
         max_shard_bytes: more than this goes to several files and an index.
 
     Raises:
@@ -248,6 +194,6 @@ def write_llava_folder(
     with new_model_folder(Path(path), table, params, wanted, max_shard_bytes) as folder:
         tokenizer.save(folder)
         (folder / hf_config.FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        if processor is not None:
-            written = json.dumps(processor.to_dict(), indent=2) + "\n"
-            (folder / PROCESSOR_FILE).write_text(written, encoding="utf-8")
+        written = json.dumps(processor.to_dict(), indent=2) + "\n"
+        (folder / PROCESSOR_FILE).write_text(written, encoding="utf-8")
+        write_generation_config(folder, generation)

@@ -1,5 +1,6 @@
 """A base model and an adapter to a plain Hugging Face folder that anything can serve."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from dora_jax.checkpoint.adapter import load_model
 from dora_jax.checkpoint.folder import check_free_name
-from dora_jax.checkpoint.hf import write_hf_folder
+from dora_jax.checkpoint.pretrained import write_pretrained
 from dora_jax.checkpoint.state import flatten
 
 
@@ -84,12 +85,5 @@ def merge_to_hf(
     loaded = load_model(model, adapter)
     merged = jax.tree.map(np.asarray, loaded.merged())
     pretrained = loaded.pretrained
-    write_hf_folder(
-        out,
-        pretrained.config,
-        merged,
-        pretrained.tokenizer,
-        dtype=dtype,
-        generation=pretrained.generation,
-    )
+    write_pretrained(out, dataclasses.replace(pretrained, params=merged), dtype)
     return rounding(pretrained.params, merged, dtype)

@@ -7,7 +7,7 @@ they differ in scale, each has its own (`AdapterSpec.per_layer`): folding it int
 change the size of Adam's steps, and the bits that are written back.
 """
 
-import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,18 @@ import numpy as np
 from dora_jax.checkpoint.adapter import attach
 from dora_jax.checkpoint.names import check_shapes
 from dora_jax.checkpoint.peft_config import PeftConfig, read_config
-from dora_jax.checkpoint.peft_modules import PREFIX, Module, current_name, modules, untie
+from dora_jax.checkpoint.peft_modules import (
+    PREFIX,
+    Module,
+    current_name,
+    has_head,
+    modules,
+    untie,
+)
 from dora_jax.checkpoint.peft_rules import needs_own_head, rules_of
 from dora_jax.checkpoint.safetensors_file import DTYPES, SafetensorsFile
 from dora_jax.errors import DoraError
-from dora_jax.models.config import LlamaConfig
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import DecoderConfig, build_model, untied
 from dora_jax.partition import Params, adapter_leaves
 from dora_jax.spec import AdapterRules, AdapterSpec
 
@@ -45,13 +51,13 @@ class PeftAdapter:
         peft: the settings as they were read.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     rules: AdapterRules
     trainable: Params
     peft: PeftConfig
 
     def params(self, base: Params) -> Params:
-        """Return the parameters of `Llama(config, rules)`.
+        """Return the parameters of `build_model(config, rules)`.
 
         Args:
             base: the plain model's parameters, as they were before the adapter was trained.
@@ -59,12 +65,14 @@ class PeftAdapter:
         Raises:
             DoraError: when they do not fit.
         """
-        if not self.config.tie_word_embeddings and "lm_head" not in base:
+        if not self.config.text.tie_word_embeddings and not has_head(base):
             base = untie(base)
-        return attach(base, self.trainable, Llama(self.config, self.rules), "the PEFT adapter")
+        return attach(
+            base, self.trainable, build_model(self.config, self.rules), "the PEFT adapter"
+        )
 
 
-def load_peft(folder: str | Path, config: LlamaConfig, base: Params | None = None) -> PeftAdapter:
+def load_peft(folder: str | Path, config: DecoderConfig, base: Params | None = None) -> PeftAdapter:
     """Read an adapter's folder.
 
     Args:
@@ -80,15 +88,15 @@ def load_peft(folder: str | Path, config: LlamaConfig, base: Params | None = Non
     Example:
         >>> adapter = load_peft("folder", pretrained.config, pretrained.params)
         >>> params = adapter.params(pretrained.params)
-        >>> logits = Llama(adapter.config, adapter.rules).apply({"params": params}, tokens)
+        >>> logits = build_model(adapter.config, adapter.rules).apply({"params": params}, tokens)
     """
     folder = Path(folder)
     peft = read_config(folder)
     file = _open(folder)
     _check_types(folder, file)
     if needs_own_head(peft, config):
-        config = dataclasses.replace(config, tie_word_embeddings=False)
-    names = {current_name(name): name for name in file.tensors}
+        config = untied(config)
+    names = {current_name(name, config): name for name in file.tensors}
     factors = {
         DTYPES[file.tensors[original].dtype]
         for name, original in names.items()
@@ -222,7 +230,9 @@ def _leaves(module: Module, spec: AdapterSpec, read: Any) -> dict[str, np.ndarra
 
 
 def _check_base(folder: Path, name: str, saved: np.ndarray, module: Module, base: Params) -> None:
-    own = base.get(module.path, base["embed_tokens"])
+    if module.is_head and not has_head(base):
+        base = untie(base)
+    own = functools.reduce(lambda tree, name: tree[name], module.path.split("/"), base)
     weight = np.asarray(own["kernel"]).T if "kernel" in own else np.asarray(own["embedding"])
     same = weight.shape == saved.shape and np.array_equal(
         weight.astype(np.float32), saved.astype(np.float32)

@@ -8,8 +8,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from dora_jax.checkpoint.llava_names import LIVE, live_name, llava_tensors
 from dora_jax.checkpoint.names import Tensor, names_in_file, tensors
-from dora_jax.models.config import LlamaConfig
+from dora_jax.models.build import DecoderConfig
+from dora_jax.models.llava import LlavaConfig
+from dora_jax.partition import WEIGHT_LEAVES
 
 PREFIX = "base_model.model."
 _LINEAR = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight"}
@@ -46,8 +49,24 @@ class Module:
 
     @property
     def takes_adapter(self) -> bool:
-        """Whether it multiplies by its weight."""
-        return self.weight in ("kernel", "embedding")
+        """Whether it multiplies by its weight, a matrix."""
+        is_matrix = len(self.leaves[self.weight].shape) == 2
+        return self.weight in ("kernel", "embedding") and is_matrix
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether PEFT's `all-linear` means it, were it not the head."""
+        return self.weight == "kernel" and self.takes_adapter
+
+    @property
+    def is_head(self) -> bool:
+        """Whether it is the output head."""
+        return self.path.rsplit("/", 1)[-1] == "lm_head"
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is the embedding of tokens."""
+        return self.weight == "embedding"
 
     def adapter_name(self, name: str, leaf: str) -> str:
         """Return PEFT's name of an adapter's tensor.
@@ -65,22 +84,31 @@ class Module:
         return {"lora_a": (rank, inputs), "lora_b": (outputs, rank), "magnitude": (outputs,)}[leaf]
 
 
-def modules(config: LlamaConfig) -> list[Module]:
-    """Return every module of a model that has parameters, in the table's order."""
+def modules(config: DecoderConfig) -> list[Module]:
+    """Return every module of a model that has a weight, in the table's order.
+
+    (A vision tower has parameters that are no module's weight: its class token and positions.)
+    """
+    table = llava_tensors(config, LIVE) if isinstance(config, LlavaConfig) else tensors(config)
     found: dict[str, dict[str, Tensor]] = {}
-    for tensor in tensors(config):
+    for tensor in table:
         path, leaf = tensor.path.rsplit("/", 1)
-        found.setdefault(path, {})[leaf] = tensor
+        if leaf in (*WEIGHT_LEAVES, "bias") and tensor.hf.endswith((".weight", ".bias")):
+            found.setdefault(path, {})[leaf] = tensor
     result = []
     for path, leaves in found.items():
-        weight = next(name for name in ("kernel", "embedding", "scale") if name in leaves)
+        weight = next(name for name in WEIGHT_LEAVES if name in leaves)
         names = names_in_file(leaves[weight], leaves[weight].hf)
         result.append(Module(path, weight, leaves, tuple(n.removesuffix(".weight") for n in names)))
     return result
 
 
-def current_name(name: str) -> str:
+def current_name(name: str, config: DecoderConfig | None = None) -> str:
     """Return the current spelling of a tensor's name in an adapter's file, whatever its age.
+
+    Args:
+        name: the tensor's.
+        config: of the model, where there is one: LLaVA's modules have been called otherwise too.
 
     Example:
         >>> current_name("model.norm.modules_to_save.default.weight")
@@ -92,7 +120,7 @@ def current_name(name: str) -> str:
         name = f"{found['module']}.{found['leaf']}{suffix}"
     elif found := _SAVED.fullmatch(name):
         name = f"{found['module']}.{found['leaf']}"
-    return PREFIX + name
+    return PREFIX + (live_name(name) if isinstance(config, LlavaConfig) else name)
 
 
 def torch_paths(modules: Iterable[Module]) -> list[str]:
@@ -105,6 +133,13 @@ def torch_paths(modules: Iterable[Module]) -> list[str]:
     return list(paths)
 
 
+def has_head(params: dict) -> bool:
+    """Whether the head has weights of its own."""
+    return "lm_head" in params.get("language_model", params)
+
+
 def untie(params: dict) -> dict:
     """Return parameters in which the head has a copy of the embedding of its own."""
+    if "language_model" in params:
+        return {**params, "language_model": untie(params["language_model"])}
     return {**params, "lm_head": {"kernel": params["embed_tokens"]["embedding"].T}}

@@ -1,6 +1,5 @@
 """From PEFT's settings to our rules: which module, which layers of it, at what rank and scale."""
 
-import dataclasses
 import re
 from typing import Any, Literal
 
@@ -8,7 +7,7 @@ from dora_jax.checkpoint.names import shorten
 from dora_jax.checkpoint.peft_config import PeftConfig
 from dora_jax.checkpoint.peft_modules import Module, modules
 from dora_jax.errors import DoraError
-from dora_jax.models.config import LlamaConfig
+from dora_jax.models.build import DecoderConfig, untied
 from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec, FloatDtype, Scaling
 
 Layers = tuple[tuple[int, float] | None, ...]
@@ -16,31 +15,29 @@ Layers = tuple[tuple[int, float] | None, ...]
 
 def _layers(peft: PeftConfig, module: Module) -> Layers:
     """Return (rank, alpha) of each of a module's layers, None without an adapter."""
-    is_linear, is_head = module.weight == "kernel", module.path == "lm_head"
     return tuple(
-        peft.rank_and_alpha(name) if peft.targets(name, is_linear, is_head) else None
+        peft.rank_and_alpha(name) if peft.targets(name, module.is_linear, module.is_head) else None
         for name in module.names
     )
 
 
-def needs_own_head(peft: PeftConfig, config: LlamaConfig) -> bool:
+def needs_own_head(peft: PeftConfig, config: DecoderConfig) -> bool:
     """Whether an adapter treats a tied head and its embedding differently.
 
     PEFT adapts either without the other, although they share their weight. Here such a model is
     untied: the head gets a copy of the embedding, and each its own adapter.
     """
-    if not config.tie_word_embeddings:
+    if not config.text.tie_word_embeddings:
         return False
-    untied = dataclasses.replace(config, tie_word_embeddings=False)
     return any(
         peft.saves(module.names[0]) or _layers(peft, module)[0] is not None
-        for module in modules(untied)
-        if module.path in ("embed_tokens", "lm_head")
+        for module in modules(untied(config))
+        if module.is_embedding or module.is_head
     )
 
 
 def rules_of(
-    peft: PeftConfig, config: LlamaConfig, where: str, param_dtype: FloatDtype = "float32"
+    peft: PeftConfig, config: DecoderConfig, where: str, param_dtype: FloatDtype = "float32"
 ) -> AdapterRules:
     """Return the rules that treat each module as PEFT does.
 

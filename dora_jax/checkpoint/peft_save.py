@@ -16,10 +16,11 @@ from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, PeftConfig
 from dora_jax.checkpoint.peft_export import peft_config
 from dora_jax.checkpoint.peft_load import WEIGHTS_FILE, layers_of, own_names
-from dora_jax.checkpoint.peft_modules import PREFIX, Module, modules, untie
+from dora_jax.checkpoint.peft_modules import PREFIX, Module, has_head, modules, untie
 from dora_jax.errors import DoraError
 from dora_jax.kernel_init import init_from_kernel
-from dora_jax.models.config import LlamaConfig
+from dora_jax.models.build import DecoderConfig
+from dora_jax.models.llava import LlavaConfig
 from dora_jax.partition import Params, adapter_leaves
 from dora_jax.spec import AdapterRules, AdapterSpec, takes_from_kernel
 
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 def save_peft(
     folder: str | Path,
-    config: LlamaConfig,
+    config: DecoderConfig,
     rules: AdapterRules,
     params: Params,
     base: Params,
@@ -55,15 +56,18 @@ def save_peft(
     """
     folder = Path(folder)
     check_free_name(folder)
-    if not config.tie_word_embeddings and "lm_head" not in base:
+    if not config.text.tie_word_embeddings and not has_head(base):
         base = untie(base)
     specs = {module: rules.spec_for(module.path, module.weight) for module in modules(config)}
-    if config.tie_word_embeddings and rules.spec_for("embed_tokens", "embedding").has_low_rank:
+    shared = [module for module in specs if module.is_embedding and specs[module].has_low_rank]
+    if config.text.tie_word_embeddings and shared:
         raise DoraError(
-            "module 'embed_tokens': its adapter is the tied head's too, which PEFT cannot say; "
-            "merge the adapter instead (dora-jax merge)"
+            f"module {shared[0].path!r}: its adapter is the tied head's too, which PEFT cannot "
+            "say; merge the adapter instead (dora-jax merge)"
         )
-    peft = peft_config(specs, base_model)
+    # PEFT's class of language models knows no images.
+    task_type = None if isinstance(config, LlavaConfig) else "CAUSAL_LM"
+    peft = peft_config(specs, base_model, task_type)
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     flat_base = flax.traverse_util.flatten_dict(base, sep="/")
     found: dict[str, np.ndarray] = {}

@@ -14,10 +14,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from dora_jax.checkpoint import hub
 from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.gguf import read_gguf
-from dora_jax.checkpoint.hf import read_generation_config, read_hf_folder
+from dora_jax.checkpoint.hf import read_generation_config, read_hf_folder, write_hf_folder
+from dora_jax.checkpoint.llava import is_llava, read_llava_folder, write_llava_folder
+from dora_jax.data.images import ImageProcessor
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.vision import Vision
 from dora_jax.errors import DoraError
-from dora_jax.models.config import LlamaConfig
+from dora_jax.models.build import DecoderConfig
+from dora_jax.models.llava import LlavaConfig
 
 
 @dataclass(frozen=True)
@@ -32,22 +36,34 @@ class Pretrained:
         source: where the weights came from, for people; the same weights give the same sentence.
         name: as it was asked for; a path is made absolute, so that it means the same elsewhere.
         generation: its `generation_config.json`, or None without one.
+        processor: of images, where it sees.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
     source: str
     name: str
     generation: dict[str, Any] | None = None
+    processor: ImageProcessor | None = None
+
+    @property
+    def vision(self) -> Vision | None:
+        """What it takes for an image; None where it reads text alone."""
+        config = self.config
+        if not isinstance(config, LlavaConfig) or self.processor is None:
+            return None
+        return Vision(
+            self.processor, config.image_token_id, config.image_tokens, config.image_shape
+        )
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the config's, the generation config's, the tokenizer's."""
         given = (self.generation or {}).get("eos_token_id")
         more = given if isinstance(given, list) else [] if given is None else [given]
-        ends = dict.fromkeys([*self.config.eos_token_id, *more, *self.tokenizer.end_ids])
-        return tuple(end for end in ends if end < self.config.vocab_size)
+        ends = dict.fromkeys([*self.config.text.eos_token_id, *more, *self.tokenizer.end_ids])
+        return tuple(end for end in ends if end < self.config.text.vocab_size)
 
 
 @functools.partial(jax.jit, static_argnames="step")
@@ -134,8 +150,35 @@ def load_pretrained(
         origin = name = str(path.absolute())
     if path.is_dir():
         generation = read_generation_config(path)  # before the long work
+        if is_llava(path):
+            seen = read_llava_folder(path, dtype, sharding)
+            return Pretrained(
+                seen.config, seen.params, seen.tokenizer, origin, name, generation, seen.processor
+            )
         config, params, tokenizer = read_hf_folder(path, dtype, sharding)
         return Pretrained(config, params, tokenizer, origin, name, generation)
     model = read_gguf(path, dtype, sharding)
     source = f"{origin} (GGUF, {model.quantisation}, dequantised)"
     return Pretrained(model.config, model.params, model.tokenizer, source, name)
+
+
+def write_pretrained(path: Path, pretrained: Pretrained, dtype: Any = "float32") -> None:
+    """Write a model as a Hugging Face folder: see `write_hf_folder` and `write_llava_folder`.
+
+    Args:
+        path: the folder; must not exist, or be empty.
+        pretrained: the model, its weights numpy or jax arrays.
+        dtype: of the weights: float32, bfloat16 or float16.
+
+    Raises:
+        DoraError: as they do.
+    """
+    given = (pretrained.params, pretrained.tokenizer, dtype)
+    config, generation = pretrained.config, pretrained.generation
+    if isinstance(config, LlavaConfig):
+        assert pretrained.processor is not None, "a model that sees is read with its processor"
+        write_llava_folder(
+            path, config, *given, processor=pretrained.processor, generation=generation
+        )
+    else:
+        write_hf_folder(path, config, *given, generation=generation)

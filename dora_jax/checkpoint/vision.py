@@ -4,6 +4,7 @@ Files spell a tower's names with prefixes of their own, by what it is a part of 
 (`PREFIXES`); the table has the bare names.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,55 +12,37 @@ from typing import Any
 
 from dora_jax.checkpoint import hf_config
 from dora_jax.checkpoint.assemble import Shardings
-from dora_jax.checkpoint.folder import AGAIN, new_model_folder, open_weights, read_weights
+from dora_jax.checkpoint.folder import (
+    AGAIN,
+    check_tensors,
+    new_model_folder,
+    open_weights,
+    read_weights,
+)
 from dora_jax.checkpoint.names import Tensor, parse_dtype
 from dora_jax.errors import DoraError
-from dora_jax.models.vision_config import VisionConfig
+from dora_jax.models.vision_config import SIZES, VisionConfig
 
 # Of `CLIPVisionModel` and `SiglipVisionModel` now; as they were, and in `CLIPModel`.
 PREFIXES = ("", "vision_model.")
 # The other half of `CLIPModel`, and what transformers 4 wrote beside the weights.
 _OF_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 POSITION_IDS = "embeddings.position_ids"
-_SIZES = (
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-)
-# What a file may leave out, and what the family is, in the fields of `VisionConfig`.
-_SHARED = {"num_channels": 3, "attention_dropout": 0.0}
-_FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "clip_vision_model": (
-        {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 224,
-            "patch_size": 32,
-            "hidden_act": "quick_gelu",
-            "layer_norm_eps": 1e-5,
-        },
-        {},
-    ),
-    "siglip_vision_model": (
-        {
-            "hidden_size": 768,
-            "intermediate_size": 3072,
-            "num_hidden_layers": 12,
-            "num_attention_heads": 12,
-            "image_size": 224,
-            "patch_size": 16,
-            "hidden_act": "gelu_pytorch_tanh",
-            "layer_norm_eps": 1e-6,
-        },
-        {"class_token": False, "pre_norm": False, "patch_bias": True},
+# What each family is, with what its files may leave out.
+_FAMILIES = {
+    "clip_vision_model": VisionConfig(),
+    "siglip_vision_model": VisionConfig(
+        patch_size=16,
+        layer_norm_eps=1e-6,
+        hidden_act="gelu_pytorch_tanh",
+        model_type="siglip_vision_model",
+        class_token=False,
+        pre_norm=False,
+        patch_bias=True,
+        pooling_head=True,
     ),
 }
+_WRITTEN = (*SIZES, "hidden_act", "layer_norm_eps")
 _ARCHITECTURES = {
     "clip_vision_model": "CLIPVisionModel",
     "siglip_vision_model": "SiglipVisionModel",
@@ -86,20 +69,13 @@ def read_vision_config(raw: dict[str, Any], where: str) -> VisionConfig:
         raise DoraError(
             f"{where}: a vision tower of model_type {family!r}; supported: {', '.join(_FAMILIES)}"
         )
-    defaults, fields = _FAMILIES[family]
-    given = {**_SHARED, **defaults, **{k: v for k, v in raw.items() if v is not None}}
-    if given["attention_dropout"]:
-        raise DoraError(f"{where}: attention_dropout {given['attention_dropout']} is not supported")
-    head = family == "siglip_vision_model" and raw.get("vision_use_head", True) is not False
+    if raw.get("attention_dropout"):
+        raise DoraError(f"{where}: attention_dropout {raw['attention_dropout']} is not supported")
+    given = {name: raw[name] for name in _WRITTEN if raw.get(name) is not None}
+    if raw.get("vision_use_head") is False:
+        given["pooling_head"] = False
     try:
-        return VisionConfig(
-            **{name: given[name] for name in _SIZES},
-            layer_norm_eps=given["layer_norm_eps"],
-            hidden_act=given["hidden_act"],
-            model_type=family,
-            pooling_head=head,
-            **fields,
-        )
+        return dataclasses.replace(_FAMILIES[family], **given)
     except (TypeError, ValueError) as error:
         raise DoraError(f"{where}: {error}. {AGAIN}") from None
 
@@ -108,9 +84,7 @@ def vision_config_to_dict(config: VisionConfig) -> dict[str, Any]:
     """Return the settings that a `config.json` gives for a tower."""
     fields: dict[str, Any] = {
         "model_type": config.model_type,
-        **{name: getattr(config, name) for name in _SIZES},
-        "hidden_act": config.hidden_act,
-        "layer_norm_eps": config.layer_norm_eps,
+        **{name: getattr(config, name) for name in _WRITTEN},
         "attention_dropout": 0.0,
     }
     if config.model_type == "siglip_vision_model":
@@ -213,7 +187,8 @@ def read_vision_folder(
         return name.startswith(_OF_TEXT) or name == prefix + POSITION_IDS
 
     table = vision_tensors(config, prefix=prefix)
-    return config, read_weights(folder, files, table, wanted, sharding, is_ignored)
+    check_tensors(folder, files, table, is_ignored)
+    return config, read_weights(folder, files, table, wanted, sharding)
 
 
 def write_vision_folder(

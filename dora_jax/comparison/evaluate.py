@@ -12,7 +12,7 @@ from dora_jax.comparison.workbench import check_length, rounded
 from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Task, encode_task
-from dora_jax.models.llama import SHARDING, Llama
+from dora_jax.models.build import SHARDING, build_model
 from dora_jax.sharding import run_mesh
 from dora_jax.training.config import ExperimentConfig
 from dora_jax.training.placement import weight_sharding
@@ -44,8 +44,10 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     pretrained = loaded.pretrained
     params = rounded(loaded.merged(), config.model)
     check_length(config, pretrained)
-    task = encode_task(examples, config.data, pretrained.tokenizer, config.evaluation)
-    plain = Llama(pretrained.config, dtype=jnp.dtype(config.model.dtype))
+    task = encode_task(
+        examples, config.data, pretrained.tokenizer, config.evaluation, pretrained.vision
+    )
+    plain = build_model(pretrained.config, dtype=jnp.dtype(config.model.dtype))
     with WorkProgress(task.tokens("evaluation")) as progress:
         progress.part("evaluation")
         score = task.score(plain, params, "evaluation", progress.advance)

@@ -27,7 +27,8 @@ from dora_jax.comparison.workbench import Workbench
 from dora_jax.cost import step_cost
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import SHARDING, Llama, param_shapes
+from dora_jax.models.build import Decoder
+from dora_jax.models.llama import param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.processes import all_arrive, is_first
 from dora_jax.sharding import run_mesh
@@ -299,8 +300,8 @@ def _fit(
         return {VALIDATION: score.loss, "validation_accuracy": score.accuracy}
 
     @functools.cache
-    def flops(rows: int, length: int, labels: int) -> float:
-        return step_cost(model, rows, length, labels).total
+    def flops(rows: int, length: int, labels: int, images: int) -> float:
+        return step_cost(model, rows, length, labels, images).total
 
     named = {"method": part.arm.name, "seed": part.seed, "learning_rate": part.rate}
     watching = Watching(
@@ -339,9 +340,9 @@ def _describe(row: Row, steps: int) -> str:
     return f"step {row['step']}/{steps}, loss {loss}, {speed}"
 
 
-def _start(base: Params, model: Llama, rules: AdapterRules, seed: int) -> Params:
+def _start(base: Params, model: Decoder, rules: AdapterRules, seed: int) -> Params:
     """Return the adapted model's parameters at the start, fresh adapters beside their kernels."""
     shapes = param_shapes(model)
-    where = param_shardings(run_mesh(), shapes, SHARDING, rules)
+    where = param_shardings(run_mesh(), shapes, model.sharding_rules, rules)
     params = init_adapters(base, shapes, rules, jax.random.key(seed))
     return place(params, where)

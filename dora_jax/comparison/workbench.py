@@ -14,7 +14,8 @@ from dora_jax.data.examples import Split
 from dora_jax.data.splits import Examples, read_examples
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, encode_task
-from dora_jax.models.llama import SHARDING, Llama, param_shapes
+from dora_jax.models.build import SHARDING, Decoder, build_model
+from dora_jax.models.llama import param_shapes
 from dora_jax.partition import Params, trainable_mask
 from dora_jax.sharding import run_mesh
 from dora_jax.spec import AdapterRules
@@ -39,14 +40,14 @@ class Workbench:
     task: Task
 
     @functools.cached_property
-    def plain(self) -> Llama:
+    def plain(self) -> Decoder:
         """The model without adapters."""
-        return Llama(self.pretrained.config, dtype=jnp.dtype(self.config.model.dtype))
+        return build_model(self.pretrained.config, dtype=jnp.dtype(self.config.model.dtype))
 
-    def adapted(self, rules: AdapterRules) -> Llama:
+    def adapted(self, rules: AdapterRules) -> Decoder:
         """The model with adapters."""
         model = self.config.model
-        return Llama(
+        return build_model(
             self.pretrained.config,
             rules,
             dtype=jnp.dtype(model.dtype),
@@ -95,7 +96,11 @@ class Workbenches:
         if key not in self._tasks:
             check_length(config, pretrained)
             self._tasks[key] = encode_task(
-                self._examples[config.data], config.data, pretrained.tokenizer, config.evaluation
+                self._examples[config.data],
+                config.data,
+                pretrained.tokenizer,
+                config.evaluation,
+                pretrained.vision,
             )
         return Workbench(config, pretrained, weights, self._tasks[key])
 
@@ -123,7 +128,7 @@ def check_length(config: ExperimentConfig, pretrained: Pretrained) -> None:
     Raises:
         DoraError: when they may.
     """
-    context = pretrained.config.context_length
+    context = pretrained.config.text.context_length
     if config.data.max_length > context:
         raise DoraError(
             f"data.max_length ({config.data.max_length}) is more than the model's context of "
@@ -138,7 +143,7 @@ def check_modules(arm: ArmPlan, pretrained: Pretrained) -> None:
         DoraError: naming the arm and the modules.
     """
     rules = arm.config.adapter.rules(arm.method)
-    shapes = param_shapes(Llama(pretrained.config, rules))
+    shapes = param_shapes(build_model(pretrained.config, rules))
     try:
         mask = trainable_mask(shapes, rules)
     except ValueError as error:

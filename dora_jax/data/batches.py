@@ -5,16 +5,23 @@ exactly, and several processes or workers make the same batches as one.
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from dora_jax.data.batch_images import BatchImages
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.examples import TrainOn
 from dora_jax.data.order import MixedOrder, Recent, ShuffledOrder
 from dora_jax.data.padding import round_up
-from dora_jax.data.train_rows import TrainRow, label_counts, token_counts, train_rows
+from dora_jax.data.train_rows import (
+    TrainRow,
+    image_counts,
+    label_counts,
+    token_counts,
+    train_rows,
+)
 from dora_jax.errors import DoraError
 from dora_jax.training.step import Batch
 
@@ -60,6 +67,7 @@ class StepBatches(abc.ABC):
         train_on: see `train_row`.
         order: of the rows; by default another permutation each epoch.
         share: which of a batch's rows to make.
+        images: how the rows' images are opened; None where rows have none.
     """
 
     def __init__(
@@ -71,10 +79,14 @@ class StepBatches(abc.ABC):
         train_on: TrainOn = "answers",
         order: Order | None = None,
         share: Share = Share(),  # noqa: B008 - immutable
+        images: BatchImages | None = None,
     ):
         self._rows = train_rows(rows, eos_id, train_on)
         self._ids = [row.where or f"row {n} to train on" for n, row in enumerate(rows, 1)]
         self._tokens, self._labels = token_counts(self._rows), label_counts(self._rows)
+        self._images = images
+        # Images of a row of a batch.
+        self._most_images = int(image_counts(self._rows).max())
         self._batch_size, self._eos_id, self._seed = batch_size, eos_id, seed
         self._share = share.rows(batch_size)
         self._order = order or ShuffledOrder(len(rows), seed)
@@ -82,6 +94,17 @@ class StepBatches(abc.ABC):
     @abc.abstractmethod
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0, or this process's share of it."""
+
+    def _laid_out(
+        self, places: Sequence[Sequence[TrainRow]], lay_out: Callable[..., Batch], *how: int
+    ) -> Batch:
+        """Return a batch of sequences, with the images that they have."""
+        if not self._most_images:
+            return lay_out(places, *how, self._eos_id)
+        assert self._images is not None, "rows are encoded for a model that sees their images"
+        places, images = self._images.open(places, self._most_images)
+        seen: Any = images
+        return lay_out(places, *how, self._eos_id)._replace(images=seen)
 
     @abc.abstractmethod
     def held(self, step: int, places: Sequence[int]) -> list[list[int]]:
@@ -133,19 +156,28 @@ class ShuffledBatches(StepBatches):
         return [[int(self._epoch(epoch)[place])] for epoch, place in numbers]
 
     def batch(self, step: int) -> Batch:
-        chosen = [self._rows[i] for (i,) in self.held(step, self._share)]
-        return padded_batch(chosen, self.length, int(self._labels.max()), self._eos_id)
+        chosen = [[self._rows[i] for i in held] for held in self.held(step, self._share)]
+        return self._laid_out(chosen, padded_batch, self.length, int(self._labels.max()))
 
 
-def padded_batch(rows: Sequence[TrainRow | None], length: int, labels: int, pad_id: int) -> Batch:
-    """Return rows padded right to (B, length), with (B, labels) labels; None is an empty row."""
-    size = len(rows)
+def padded_batch(
+    places: Sequence[Sequence[TrainRow]], length: int, labels: int, pad_id: int
+) -> Batch:
+    """Return rows padded right to (B, length), with (B, labels) labels.
+
+    Args:
+        places: of each row of the batch its one sequence, or none.
+        length: tokens of a row.
+        labels: of a row.
+        pad_id: the token of padding.
+    """
+    size = len(places)
     tokens = np.full((size, length), pad_id, np.int32)
     positions = np.zeros((size, labels), np.int32)
     targets = np.zeros((size, labels), np.int32)
     weights = np.zeros((size, labels), np.float32)
-    for i, row in enumerate(rows):
-        if row is not None:
+    for i, rows in enumerate(places):
+        for row in rows:
             tokens[i, : len(row.tokens)] = row.tokens
             positions[i, : len(row.positions)] = row.positions
             targets[i, : len(row.targets)] = row.targets

@@ -97,5 +97,5 @@ class BucketedBatches(StepBatches):
 
     def batch(self, step: int) -> Batch:
         bucket, _ = self._planned(step)
-        chosen = [self._rows[held[0]] if held else None for held in self.held(step, self._share)]
-        return padded_batch(chosen, self.lengths[bucket], self._room[bucket], self._eos_id)
+        chosen = [[self._rows[i] for i in held] for held in self.held(step, self._share)]
+        return self._laid_out(chosen, padded_batch, self.lengths[bucket], self._room[bucket])

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jinja2.ext
 import jinja2.sandbox
 import jinja2.utils
 
+from dora_jax.data.vision import IMAGE
 from dora_jax.errors import DoraError
 
 Message = Mapping[str, Any]
@@ -92,6 +94,29 @@ def compile_chat_template(source: str, marks_said: bool = False) -> jinja2.Templ
         raise DoraError(
             f"the model's chat template is broken, line {error.lineno}: {error.message}"
         ) from error
+
+
+def shows_images_in_parts(source: str) -> tuple[bool, bool]:
+    """Whether a template takes a message as a list of parts, and whether as nothing else."""
+    reads = re.search(r"""selectattr\(['"]type|\.type\b|\[['"]type['"]\]""", source) is not None
+    return reads, reads and "is string" not in source
+
+
+def in_parts(text: str) -> list[dict[str, str]]:
+    r"""Return a message as the parts that templates of models that see take.
+
+    Example:
+        >>> in_parts("<image>\nWhat is it?")
+        [{'type': 'image'}, {'type': 'text', 'text': 'What is it?'}]
+    """
+    parts: list[dict[str, str]] = []
+    for number, piece in enumerate(text.split(IMAGE)):
+        if number:
+            parts.append({"type": "image"})
+            piece = piece.removeprefix("\n")
+        if piece:
+            parts.append({"type": "text", "text": piece})
+    return parts
 
 
 def plain_message(message: Message, number: int) -> dict[str, Any]:

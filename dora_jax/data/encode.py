@@ -7,8 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dora_jax.data.examples import Example, TooLong
+from dora_jax.data.formats import LeftOut
 from dora_jax.data.prompts import PromptTemplate
+from dora_jax.data.row_images import OTHER_NUMBER
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.vision import ImageFile, Vision
 from dora_jax.errors import DoraError
 
 REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
@@ -30,6 +33,7 @@ class EncodedRow:
         is_cut: whether the answer's end was cut off, so that no end token is to be learned.
         source: the example's.
         where: the example's.
+        images: the example's; in `prompt` each is as many tokens as the model sees it by.
     """
 
     prompt: tuple[int, ...]
@@ -44,6 +48,7 @@ class EncodedRow:
     is_cut: bool = field(default=False, repr=False)
     source: int = field(default=0, repr=False)
     where: str = field(default="", repr=False, compare=False)
+    images: tuple[ImageFile, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def encode_all(
     tokenizer: Tokenizer,
     max_length: int,
     too_long: TooLong = "drop",
+    vision: Vision | None = None,
 ) -> Encoded:
     """Encode examples.
 
@@ -77,13 +83,21 @@ def encode_all(
         max_length: tokens of a row at most: its prompt, its longest answer and the end token.
         too_long: what happens to longer rows: `drop`; `truncate_left`, which takes tokens from the
             prompt's beginning; `truncate_right`, from the answer's end; `error`. Dropped are also
-            rows that a cut would leave without their answer, or without one of their options.
+            rows that a cut would leave without their answer, without one of their options, or,
+            where they have images, without a part of their prompt.
+        vision: the model's, where it sees.
 
     Raises:
-        DoraError: for a row that is too long, under `error`.
+        DoraError: for a row that is too long, under `error`; rows with images for a model that
+            reads text alone.
     """
     if any(e.turns for e in examples) and template.is_chat:
         tokenizer.require_chat_template()
+    if vision is None and (seeing := next((e for e in examples if e.images), None)):
+        raise DoraError(
+            f"{seeing.where or 'a row'}: has images, and this model reads text alone: name one "
+            "that sees (--model.name), or leave the images out (--data.images leave_out)"
+        )
     rows: list[EncodedRow] = []
     left_out: Counter[str] = Counter()
     cut: Counter[str] = Counter()
@@ -93,10 +107,14 @@ def encode_all(
     for number, example in enumerate(examples, 1):
         try:
             row = _encode(example, template, tokenizer, ids_of)
+            row = _with_images(row, example, vision)
         except DoraError:
             if not example.turns:
                 raise
             left_out[REFUSED] += 1
+            continue
+        except LeftOut as reason:
+            left_out[str(reason)] += 1
             continue
         length = _length(row)
         if length > max_length:
@@ -108,7 +126,7 @@ def encode_all(
                     f"{(example.prompt or example.answer)[:60]!r})"
                 )
             shorter = _CUTS[too_long](row, max_length, len(tokenizer.start_ids))
-            if shorter is None:
+            if shorter is None or (shorter.images and len(shorter.prompt) < len(row.prompt)):
                 left_out[longer] += 1
                 continue
             row = shorter
@@ -151,6 +169,16 @@ def _encode(
     )
 
 
+def _with_images(row: EncodedRow, example: Example, vision: Vision | None) -> EncodedRow:
+    """Return a row in which each image is as many tokens as the model sees it by."""
+    if vision is None:
+        return row
+    if vision.count(row.prompt) != len(example.images):
+        raise LeftOut(OTHER_NUMBER)
+    prompt, earlier = vision.expand(row.prompt, row.earlier)
+    return replace(row, prompt=tuple(prompt), earlier=tuple(earlier), images=example.images)
+
+
 def _length(row: EncodedRow) -> int:
     return len(row.prompt) + max(map(len, (row.answer, *row.options))) + 1
 
@@ -190,4 +218,8 @@ def digest_rows(rows: Sequence[EncodedRow]) -> str:
     more = [(n, r.earlier, r.is_cut, r.source) for n, r in enumerate(rows)]
     if any(earlier or is_cut or source for _, earlier, is_cut, source in more):
         named.update(repr(more).encode())
+    # Wherever their folder is.
+    seen = [(n, image.name, image.size) for n, row in enumerate(rows) for image in row.images]
+    if seen:
+        named.update(repr(seen).encode())
     return named.hexdigest()[:16]

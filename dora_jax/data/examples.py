@@ -3,12 +3,17 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dora_jax.data.vision import ImageFile
+
 Split = Literal["train", "validation", "evaluation"]
 # How rows are trained on: what carries a label, what becomes of long ones, how they share batches.
 TrainOn = Literal["answers", "all"]
 TooLong = Literal["drop", "truncate_left", "truncate_right", "error"]
 Packing = Literal["none", "pack", "bucket"]
 Form = Literal["as_given", "cloze"]
+# What becomes of the rows' images, and of rows whose image is missing or broken.
+Images = Literal["use", "leave_out"]
+BadImages = Literal["skip", "error"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ class Example:
         is_text: whether `answer` is plain text to learn as it stands, with no question before it.
         source: which part of a mixture it comes from.
         where: the file and line that it was read from, where there is one.
+        images: in the order of their `<image>` in the text.
     """
 
     prompt: str
@@ -50,6 +56,7 @@ class Example:
     is_text: bool = False
     source: int = 0
     where: str = field(default="", compare=False)
+    images: tuple[ImageFile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.options and self.answer not in self.options:
@@ -60,4 +67,5 @@ class Example:
         """What is asked: two examples that ask the same must not be in two splits."""
         if self.is_text:
             return ("text", self.answer)
-        return tuple((t.role, t.text) for t in self.turns) if self.turns else self.prompt
+        text = tuple((t.role, t.text) for t in self.turns) if self.turns else self.prompt
+        return (text, *(image.path for image in self.images)) if self.images else text

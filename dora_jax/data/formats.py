@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from dora_jax.data.examples import Example, Turn
+from dora_jax.data.vision import IMAGE
 from dora_jax.errors import DoraError
 
 SAMPLE = '{"instruction": "What is the capital of France?", "output": "Paris"}'
@@ -49,7 +50,8 @@ _SHAREGPT_ROLES = {
     "system": "system",
 }
 NO_ANSWER = "without an answer to train on"
-NO_TEXT = "with a message that is not text alone (tool calls, images)"
+NO_TEXT = "with a message that is not text and images alone (tool calls, sound)"
+NO_IMAGE = "that shows an image which it does not name (in 'image' or 'images')"
 
 
 class LeftOut(Exception):  # noqa: N818 - no error: a row that cannot be trained on, to be counted
@@ -190,7 +192,7 @@ def _messages(row: Mapping[str, Any], field: str, where: str) -> list[tuple[Turn
     """Return OpenAI's messages, each with whether it is trained on (`weight` 0 says no)."""
     return [
         (
-            Turn(_text(message, "role", at), _content(message, "content", at)),
+            Turn(_text(message, "role", at), _content(row, message, "content", at)),
             message["role"] == "assistant" and message.get("weight") != 0,
         )
         for message, at in _objects(row, field, where)
@@ -209,7 +211,7 @@ def _sharegpt(row: Mapping[str, Any], where: str) -> list[tuple[Turn, bool]]:
         if given not in _SHAREGPT_ROLES:
             raise LeftOut(NO_TEXT if "tool" in given or "function" in given else f"by {given!r}")
         role = _SHAREGPT_ROLES[given]
-        found.append((Turn(role, _content(message, "value", at)), role == "assistant"))
+        found.append((Turn(role, _content(row, message, "value", at)), role == "assistant"))
     return found
 
 
@@ -223,17 +225,26 @@ def _objects(row: Mapping[str, Any], field: str, where: str) -> list[tuple[Mappi
     return [(message, f"{where}, message {number}") for number, message in enumerate(messages, 1)]
 
 
-def _content(message: Mapping[str, Any], field: str, where: str) -> str:
+def _content(row: Mapping[str, Any], message: Mapping[str, Any], field: str, where: str) -> str:
     content = message.get(field)
     if message.get("tool_calls") or message.get("function_call"):
         raise LeftOut(NO_TEXT)
     if isinstance(content, list):
-        if not all(isinstance(p, Mapping) and isinstance(p.get("text"), str) for p in content):
-            raise LeftOut(NO_TEXT)
-        return "".join(part["text"] for part in content)
+        return "".join(_part(row, part) for part in content)
     if field not in message or not isinstance(content, str):
         raise DoraError(f"{where}: {field!r} must be a text; got {_shown(content)}")
     return content
+
+
+def _part(row: Mapping[str, Any], part: Any) -> str:
+    """Return one part of a message as text; of an image where it stands."""
+    if isinstance(part, Mapping) and part.get("type") == "image":
+        if not row.get("image") and not row.get("images"):
+            raise LeftOut(NO_IMAGE)
+        return f"{IMAGE}\n"
+    if not isinstance(part, Mapping) or not isinstance(part.get("text"), str):
+        raise LeftOut(NO_TEXT)
+    return str(part["text"])
 
 
 def _openai(row: Mapping[str, Any], where: str) -> Example:

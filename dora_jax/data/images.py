@@ -7,7 +7,7 @@ CLIP, SigLIP and LLaVA, and done by Pillow as they do it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,10 +15,8 @@ from jaxtyping import Float
 from dora_jax.errors import DoraError
 from dora_jax.json_file import read_json_object
 
-try:
-    from PIL import Image, UnidentifiedImageError
-except ImportError as error:
-    raise DoraError("images need Pillow: pip install 'dora-jax[vision]'") from error
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FILE = "preprocessor_config.json"
 _AGAIN = "Download the folder again, or take another one."
@@ -127,7 +125,7 @@ class ImageProcessor:
         }
         return {name: value for name, value in fields.items() if value is not None}
 
-    def __call__(self, images: Sequence[Image.Image]) -> Float[np.ndarray, "b h w c"]:
+    def __call__(self, images: "Sequence[Image]") -> Float[np.ndarray, "b h w c"]:
         """Return images of one size as one float32 array.
 
         Raises:
@@ -140,12 +138,12 @@ class ImageProcessor:
             )
         return np.stack(found)
 
-    def _one(self, image: Image.Image) -> np.ndarray:
+    def _one(self, image: "Image") -> np.ndarray:
         image = image.convert("RGB")
         if self.pad:
             image = self._squared(image)
         if self.size is not None:
-            image = image.resize(_new_size(image, self.size), Image.Resampling(self.resample))
+            image = image.resize(_new_size(image, self.size), _pillow().Resampling(self.resample))
         pixels = np.asarray(image)
         if self.crop is not None:
             pixels = _cropped(pixels, self.crop)
@@ -156,28 +154,50 @@ class ImageProcessor:
             values = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return values
 
-    def _squared(self, image: Image.Image) -> Image.Image:
+    def _squared(self, image: "Image") -> "Image":
         side = max(image.size)
         if image.width == image.height:
             return image
         ground = tuple(int(255 * m) for m in self.mean or (0.0, 0.0, 0.0))
-        square = Image.new("RGB", (side, side), ground)
+        square = _pillow().new("RGB", (side, side), ground)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
         return square
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Open an image file, all of it.
+def _pillow() -> Any:
+    try:
+        import PIL.Image
+    except ImportError as error:
+        raise DoraError("images need Pillow: pip install 'dora-jax[vision]'") from error
+    return PIL.Image
+
+
+class BrokenImageError(DoraError):
+    """A file that is missing, or no image that can be read."""
+
+
+def open_image(path: str | Path, whole: bool = True) -> "Image":
+    """Open an image file.
+
+    Args:
+        path: the file.
+        whole: whether to read all of it; else its head alone, which does not show whether the file
+            is cut short.
 
     Raises:
-        DoraError: naming the file, when it is missing or no image that can be read.
+        BrokenImageError: naming the file, when it is missing or no image that can be read.
     """
+    pillow = _pillow()
     try:
-        with Image.open(path) as image:
-            image.load()  # a file that is cut short shows here
+        with pillow.open(path) as image:
+            if not whole:
+                return image
+            image.load()
             return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise DoraError(f"{path}: is no image that can be read ({error})") from error
+    # Of a file that is damaged, any of these.
+    except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BrokenImageError(f"{path}: is no image that can be read ({reason})") from error
 
 
 def _size(given: Any) -> tuple[int, int] | int:
@@ -194,7 +214,7 @@ def _square(given: Any) -> tuple[int, int]:
     return int(given["height"]), int(given["width"])
 
 
-def _new_size(image: Image.Image, size: tuple[int, int] | int) -> tuple[int, int]:
+def _new_size(image: "Image", size: tuple[int, int] | int) -> tuple[int, int]:
     """Return (width, height), as Pillow takes it."""
     if not isinstance(size, int):
         return size[1], size[0]

@@ -15,7 +15,7 @@ from dora_jax.data.batches import LENGTH_MULTIPLE, StepBatches, as_batch
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.order import Recent
 from dora_jax.data.padding import round_up
-from dora_jax.data.train_rows import TrainRow
+from dora_jax.data.train_rows import TrainRow, image_counts
 from dora_jax.models.attention import PADDING
 from dora_jax.training.step import Batch
 
@@ -74,6 +74,12 @@ def label_room(tokens: np.ndarray, labels: np.ndarray, length: int) -> int:
     return min(length, round_up(max(usual, int(labels.max())), LENGTH_MULTIPLE))
 
 
+def image_room(tokens: np.ndarray, images: np.ndarray, length: int) -> int:
+    """Return how many images a packed row has room for: every place is looked at, used or not."""
+    usual = int(np.ceil(length * images.sum() / tokens.sum()))
+    return max(usual, int(images.max()))
+
+
 class PackedBatches(StepBatches):
     """Batches of one fixed shape whose rows hold as many sequences as fit.
 
@@ -91,7 +97,12 @@ class PackedBatches(StepBatches):
         # No longer than all of them together: a small set needs no wide rows.
         self.length = min(length, round_up(int(self._tokens.sum()), LENGTH_MULTIPLE))
         self.labels = label_room(self._tokens, self._labels, self.length)
-        self._sizes = np.stack([self._tokens, self._labels], axis=1)
+        sizes, capacity = [self._tokens, self._labels], [self.length, self.labels]
+        if self._most_images:
+            images = image_counts(self._rows)
+            self._most_images = image_room(self._tokens, images, self.length)
+            sizes, capacity = [*sizes, images], [*capacity, self._most_images]
+        self._sizes, self._capacity = np.stack(sizes, axis=1), capacity
         self._epoch = Recent(self.plan)
         # The first packed row of each epoch, counted through all epochs.
         self._starts: tuple[int, ...] = (0,)
@@ -107,7 +118,7 @@ class PackedBatches(StepBatches):
     def plan(self, epoch: int) -> list[list[int]]:
         """Return which rows each packed row of an epoch holds; from lengths alone, so cheap."""
         order = self._order.epoch(epoch)
-        bins = first_fit(self._sizes[order], (self.length, self.labels))
+        bins = first_fit(self._sizes[order], self._capacity)
         return [[int(order[i]) for i in items] for items in bins]
 
     def _packed_row(self, number: int) -> list[int]:
@@ -125,7 +136,7 @@ class PackedBatches(StepBatches):
 
     def batch(self, step: int) -> Batch:
         packed = [[self._rows[i] for i in held] for held in self.held(step, self._share)]
-        return packed_batch(packed, self.length, self.labels, self._eos_id)
+        return self._laid_out(packed, packed_batch, self.length, self.labels)
 
 
 def packed_batch(

@@ -14,6 +14,11 @@ _ALPACA = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"
 )
+# What Vicuna v1.5 and LLaVA-1.5 ("v1") were tuned with.
+_VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
 _INDENT = 16 * " "
 
 
@@ -29,6 +34,7 @@ class PromptTemplate:
         is_chat: whether the model's chat template writes the text, with its beginning, if it has
             one, as in `transformers`.
         is_verbatim: whether the space around questions and answers is kept.
+        opening: stands once, before the first question; a system message takes its place.
     """
 
     name: str
@@ -36,10 +42,11 @@ class PromptTemplate:
     before_answer: str = ""
     is_chat: bool = False
     is_verbatim: bool = False
+    opening: str = ""
 
     def encode_prompt(self, prompt: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of everything before the answer."""
-        return self.encode_text(self.prefix(prompt, tokenizer), tokenizer)
+        return self.encode_text(self.opening + self.prefix(prompt, tokenizer), tokenizer)
 
     def encode_text(self, text: str, tokenizer: Tokenizer) -> list[int]:
         """Return the ids of a text of this shape, which begins as the model's texts begin."""
@@ -71,22 +78,27 @@ class PromptTemplate:
             return _encode_chat(turns, tokenizer)
         ids = list(tokenizer.start_ids)
         spans, questions = [], []
+        before = self.opening
+        if before and turns[0].role == "system":
+            before, turns = turns[0].text.strip() + " ", turns[1:]
         for turn in turns:
             if turn.role != "assistant":
                 questions.append(turn.text if self.is_verbatim else turn.text.strip())
                 continue
-            ids += tokenizer.encode(self.prefix("\n\n".join(questions), tokenizer))
-            questions = []
+            ids += tokenizer.encode(before + self.prefix("\n\n".join(questions), tokenizer))
+            before, questions = "", []
             answer = turn.text if self.is_verbatim else turn.text.strip()
             answered = [*self.encode_answer(answer, tokenizer), tokenizer.eos_id]
             if turn.trains:
                 spans.append((len(ids), len(ids) + len(answered)))
             ids += answered
-        return ids + tokenizer.encode(self.prefix("\n\n".join(questions), tokenizer)), spans
+        asked = before + self.prefix("\n\n".join(questions), tokenizer)
+        return ids + tokenizer.encode(asked), spans
 
     def render(self, example: Example, tokenizer: Tokenizer) -> str:
         """Return the whole text of an example, for people."""
-        return self.prefix(example.prompt, tokenizer) + self.before_answer + example.answer
+        asked = self.opening + self.prefix(example.prompt, tokenizer)
+        return asked + self.before_answer + example.answer
 
 
 def _plain(prompt: str, tokenizer: Tokenizer) -> str:
@@ -106,6 +118,10 @@ def _alpaca_indented(prompt: str, tokenizer: Tokenizer) -> str:
     first, *lines = _ALPACA.split("\n")
     indented = [first, *(_INDENT + line if line else "" for line in lines[:-1]), _INDENT[1:]]
     return "\n".join(indented).format(prompt=prompt)
+
+
+def _vicuna(prompt: str, tokenizer: Tokenizer) -> str:
+    return f"USER: {prompt} ASSISTANT:"
 
 
 def _none(prompt: str, tokenizer: Tokenizer) -> str:
@@ -145,6 +161,7 @@ TEMPLATES = {
         PromptTemplate("chat", _chat, is_chat=True),
         PromptTemplate("alpaca", _alpaca),
         PromptTemplate("alpaca-indented", _alpaca_indented, " "),
+        PromptTemplate("vicuna", _vicuna, " ", opening=_VICUNA),
         PromptTemplate("none", _none, is_verbatim=True),
     )
 }

@@ -22,6 +22,7 @@ from typing import Any
 from dora_jax.data.examples import Example
 from dora_jax.data.formats import SAMPLE, Format, LeftOut, read_row, row_format
 from dora_jax.data.jsonl import json_rows
+from dora_jax.data.row_images import RowImages
 from dora_jax.errors import DoraError
 
 HUB = "hub:"
@@ -31,11 +32,14 @@ _SPLITS = ("train", "validation", "dev", "test")
 _EXTRA = "pip install 'dora-jax[data]'"
 
 
-def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
+def read_source(
+    source: str | Path, images: RowImages | None = None
+) -> tuple[list[Example], dict[str, int]]:
     """Read every row of a source.
 
     Args:
         source: see the module.
+        images: how the rows' images are found; by default beside the rows' file.
 
     Returns:
         The examples in the source's order, and how many sound rows were left out, by reason.
@@ -46,7 +50,8 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
     """
     examples: list[Example] = []
     left_out: Counter[str] = Counter()
-    for task, rows in _tables(source):
+    images = images or RowImages()
+    for folder, task, rows in _tables(source):
         first: tuple[Format, str] | None = None
         for where, row in rows:
             found = row_format(row, where)
@@ -57,7 +62,7 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
                     "give several files as a folder, or as data.mix"
                 )
             try:
-                example = read_row(row, where)
+                example = images.add(read_row(row, where), row, where, folder)
                 named = example.task or task
                 examples.append(dataclasses.replace(example, task=named, where=where))
             except LeftOut as reason:
@@ -70,11 +75,11 @@ def read_source(source: str | Path) -> tuple[list[Example], dict[str, int]]:
     return examples, dict(left_out)
 
 
-def _tables(source: str | Path) -> Iterator[tuple[str, Iterator[tuple[str, Any]]]]:
-    """Yield for each file of a source the task of rows that name none, and their (where, row)."""
+def _tables(source: str | Path) -> Iterator[tuple[Path, str, Iterator[tuple[str, Any]]]]:
+    """Yield each file of a source: its folder, the task of rows without one, their (where, row)."""
     name = str(source)
     if name.startswith(HUB):
-        yield "", _hub(name.removeprefix(HUB))
+        yield Path(), "", _hub(name.removeprefix(HUB))
         return
     files = source_files(source)
     for path in files:
@@ -82,11 +87,11 @@ def _tables(source: str | Path) -> Iterator[tuple[str, Iterator[tuple[str, Any]]
         is_split = len(files) > 1 and path.name.split(".")[0] in _SPLITS
         task = path.parent.name if is_split else ""
         if path.is_dir():
-            yield task, _datasets_folder(path)
+            yield path, task, _datasets_folder(path)
         elif path.suffix == ".parquet":
-            yield task, _parquet(path)
+            yield path.parent, task, _parquet(path)
         else:
-            yield task, json_rows(path)
+            yield path.parent, task, json_rows(path)
 
 
 def source_files(source: str | Path) -> list[Path]:

@@ -12,6 +12,7 @@ from dora_jax.data.cloze import cloze
 from dora_jax.data.examples import Example, Split
 from dora_jax.data.order import shares
 from dora_jax.data.prompts import get_template
+from dora_jax.data.row_images import RowImages
 from dora_jax.data.sources import read_source
 from dora_jax.errors import DoraError
 
@@ -104,7 +105,8 @@ def _files(config: "DataConfig") -> Examples:
 
 def _read(source: str | Path, config: "DataConfig") -> tuple[list[Example], dict[str, int]]:
     """Read a source in the form that is asked for."""
-    examples, left_out = read_source(source)
+    images = RowImages(config.image_folder, config.images, config.bad_images)
+    examples, left_out = read_source(source, images)
     if config.form == "as_given":
         return examples, left_out
     changed = [cloze(example) for example in examples]

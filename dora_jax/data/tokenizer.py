@@ -12,7 +12,14 @@ import tokenizers
 from dora_jax.analysis.atomic import write_text
 from dora_jax.data import gguf_tokenizer
 from dora_jax.data.chat_answers import find_answers, marked_answers
-from dora_jax.data.chat_template import Message, compile_chat_template, render_chat
+from dora_jax.data.chat_template import (
+    Message,
+    compile_chat_template,
+    in_parts,
+    render_chat,
+    shows_images_in_parts,
+)
+from dora_jax.data.vision import IMAGE
 from dora_jax.errors import DoraError
 from dora_jax.json_file import read_json_object
 
@@ -223,7 +230,7 @@ class Tokenizer:
             template = self._tool_template
         return render_chat(
             template,
-            messages,
+            self._as_read(messages),
             add_generation_prompt,
             self._special,
             continue_final_message=continue_final_message,
@@ -231,6 +238,17 @@ class Tokenizer:
             documents=documents,
             variables=variables,
         )
+
+    def _as_read(self, messages: Sequence[Message]) -> list[Message]:
+        """Return messages in parts where the template takes parts: images stand among the text."""
+        reads, alone = shows_images_in_parts(self.chat_template or "")
+        found: list[Message] = []
+        for message in messages:
+            text = message.get("content") if isinstance(message, Mapping) else None
+            if isinstance(text, str) and reads and (alone or IMAGE in text):
+                message = {**message, "content": in_parts(text)}
+            found.append(message)
+        return found
 
     def chat_with_answers(
         self, messages: Sequence[Message]
@@ -251,7 +269,9 @@ class Tokenizer:
         text, spans = find_answers(self.apply_chat_template, messages, ends)
         if self._marking is not None:
             spans = marked_answers(
-                render_chat(self._marking, messages, True, self._special), text, spans
+                render_chat(self._marking, self._as_read(messages), True, self._special),
+                text,
+                spans,
             )
         return text, spans
 

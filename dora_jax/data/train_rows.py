@@ -8,6 +8,7 @@ from jaxtyping import Int
 
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.examples import TrainOn
+from dora_jax.data.vision import ImageFile
 
 
 class TrainRow(NamedTuple):
@@ -17,11 +18,13 @@ class TrainRow(NamedTuple):
         tokens: (N,) that are fed. The token that ends the row is predicted only.
         positions: (M,) of the tokens whose next one is a label, ascending.
         targets: (M,) those next ones.
+        images: of the sequence, in the order of their tokens.
     """
 
     tokens: Int[np.ndarray, "n"]
     positions: Int[np.ndarray, "m"]
     targets: Int[np.ndarray, "m"]
+    images: tuple[ImageFile, ...] = ()
 
 
 def train_row(row: EncodedRow, eos_id: int, train_on: TrainOn = "answers") -> TrainRow:
@@ -42,7 +45,7 @@ def train_row(row: EncodedRow, eos_id: int, train_on: TrainOn = "answers") -> Tr
         labelled = np.concatenate([np.arange(max(1, a), b) for a, b in spans])
     if row.is_cut:
         labelled = labelled[:-1]
-    return TrainRow(ids[:-1], (labelled - 1).astype(np.int32), ids[labelled])
+    return TrainRow(ids[:-1], (labelled - 1).astype(np.int32), ids[labelled], row.images)
 
 
 def train_rows(
@@ -55,6 +58,11 @@ def train_rows(
 def token_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:
     """Return the number of tokens that each row feeds."""
     return np.array([len(row.tokens) for row in rows], np.int64)
+
+
+def image_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:
+    """Return the number of images of each row."""
+    return np.array([len(row.images) for row in rows], np.int64)
 
 
 def label_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:

@@ -1,13 +1,17 @@
 """The ways from encoded rows to batches that a config chooses between."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from dora_jax.data.batch_images import BatchImages
 from dora_jax.data.batches import Order, Share, ShuffledBatches, StepBatches
 from dora_jax.data.buckets import BucketedBatches
 from dora_jax.data.encode import EncodedRow
+from dora_jax.data.modality import GroupedBatches
 from dora_jax.data.order import MixedOrder, ShuffledOrder
 from dora_jax.data.packing import PackedBatches
+from dora_jax.data.vision import Vision
 from dora_jax.errors import DoraError
 
 if TYPE_CHECKING:
@@ -21,8 +25,11 @@ def make_batches(
     seed: int,
     eos_id: int,
     share: Share = Share(),  # noqa: B008 - immutable
+    vision: Vision | None = None,
 ) -> StepBatches:
     """Return the batches of a seed, as `packing`, `mix` and `train_on` of the config say.
+
+    Rows with images and rows without are in batches of their own.
 
     Args:
         rows: to train on.
@@ -31,23 +38,55 @@ def make_batches(
         seed: of the order.
         eos_id: the token that ends an answer.
         share: which of a batch's rows this process makes.
+        vision: the model's, where rows have images.
 
     Raises:
         DoraError: when a part of a mixture has no row, or the batch cannot be divided.
     """
-    order: Order
-    if len(config.mix) > 1:
-        sources = [row.source for row in rows]
-        for number, (name, _) in enumerate(config.mix):
-            if number not in sources:
-                raise DoraError(
-                    f"data.mix: no row of {name} is left to train on: give more rows, or leave it "
-                    "out"
-                )
-        order = MixedOrder(sources, [weight for _, weight in config.mix], seed)
-    else:
-        order = ShuffledOrder(len(rows), seed)
-    how = (batch_size, seed, eos_id, config.train_on, order, share)
+    counts = Counter(row.source for row in rows)
+    for number, (name, _) in enumerate(config.mix):
+        if not counts[number]:
+            raise DoraError(
+                f"data.mix: no row of {name} is left to train on: give more rows, or leave it out"
+            )
+    images = None if vision is None else BatchImages(vision, config.bad_images)
+
+    def batches(numbers: Sequence[int]) -> StepBatches:
+        sources = [rows[n].source for n in numbers]
+        order = _order(sources, _weights(sources, counts, config), seed)
+        how = (batch_size, seed, eos_id, config.train_on, order, share, images)
+        return _batches([rows[n] for n in numbers], config, *how)
+
+    kinds = [[n for n, r in enumerate(rows) if bool(r.images) == sees] for sees in (True, False)]
+    if not all(kinds):
+        return batches(range(len(rows)))
+    parts = [batches(numbers) for numbers in kinds]
+    steps = []
+    for part, numbers in zip(parts, kinds, strict=True):
+        # A kind comes as often as its rows do in the mixture.
+        often = sum(_weights([rows[n].source for n in numbers], counts, config).values())
+        places = part.places_an_epoch * often * len(rows) / len(numbers)
+        steps.append(max(1, round(places / batch_size)))
+    return GroupedBatches(parts, kinds, steps, batch_size, seed)
+
+
+def _weights(
+    sources: Sequence[int], counts: Mapping[int, int], config: "DataConfig"
+) -> dict[int, float]:
+    """Return how much of an epoch the rows of each source are, of all rows' 1."""
+    given = [weight for _, weight in config.mix] or [1.0]
+    own = Counter(sources)
+    return {n: given[n] / sum(given) * own[n] / counts[n] for n in sorted(own)}
+
+
+def _order(sources: Sequence[int], weights: Mapping[int, float], seed: int) -> Order:
+    if len(weights) == 1:
+        return ShuffledOrder(len(sources), seed)
+    number = {source: n for n, source in enumerate(weights)}
+    return MixedOrder([number[source] for source in sources], list(weights.values()), seed)
+
+
+def _batches(rows: Sequence[EncodedRow], config: "DataConfig", *how: Any) -> StepBatches:
     if config.packing == "pack":
         return PackedBatches(rows, config.max_length, *how)
     if config.packing == "bucket":

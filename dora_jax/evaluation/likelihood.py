@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dora_jax.data.encode import EncodedRow
-from dora_jax.models.llama import Llama
+from dora_jax.data.vision import Vision, pictures
+from dora_jax.models.build import Decoder
 from dora_jax.scoring import Request, TokenScores, score_tokens
 
 
@@ -29,10 +30,11 @@ def choices(row: EncodedRow) -> tuple[tuple[int, ...], ...]:
     return row.options or (row.answer,)
 
 
-def _request(row: EncodedRow, eos_id: int) -> Request:
+def _request(row: EncodedRow, eos_id: int, vision: Vision | None) -> Request:
     """Return the row's options, the right one with the token that ends it."""
     ends = {row.correct: (eos_id,)}
-    return Request(row.prompt, [(*ids, *ends.get(n, ())) for n, ids in enumerate(choices(row))])
+    continuations = [(*ids, *ends.get(n, ())) for n, ids in enumerate(choices(row))]
+    return Request(row.prompt, continuations, pictures(row.images, vision))
 
 
 def row_length(row: EncodedRow) -> int:
@@ -41,12 +43,13 @@ def row_length(row: EncodedRow) -> int:
 
 
 def score_rows(
-    model: Llama,
+    model: Decoder,
     params: Any,
     rows: Sequence[EncodedRow],
     batch_size: int,
     eos_id: int,
     advance: Callable[[float], None] = lambda tokens: None,
+    vision: Vision | None = None,
 ) -> list[OptionScores]:
     """Score every option of every row.
 
@@ -57,11 +60,12 @@ def score_rows(
         batch_size: rows at once.
         eos_id: the token that ends an answer.
         advance: called with the number of `row_length` tokens done.
+        vision: the model's, where rows have images.
 
     Returns:
         The scores, in the rows' order.
     """
-    requests = [_request(row, eos_id) for row in rows]
+    requests = [_request(row, eos_id, vision) for row in rows]
     scores = score_tokens(model, {"params": params}, requests, batch_size, advance)
     return [_gather(row, found) for row, found in zip(rows, scores, strict=True)]
 

@@ -19,7 +19,7 @@ from dora_jax.checkpoint.adapter import load_model
 from dora_jax.errors import DoraError
 from dora_jax.generation import Sampling, generate
 from dora_jax.mesh import MeshConfig
-from dora_jax.models.llama import SHARDING, Llama
+from dora_jax.models.build import SHARDING, build_model
 from dora_jax.scoring import Request, score_tokens
 from dora_jax.sharding import run_mesh
 from dora_jax.spec import nearest
@@ -88,11 +88,11 @@ class DoraLM(TemplateLM):
             loaded = load_model(pretrained or None, Path(adapter) if adapter else None, where)
             kind = jnp.dtype(dtype)
             self._params = jax.tree.map(lambda x: x.astype(kind), loaded.merged())
-        self._model = Llama(loaded.pretrained.config, dtype=kind)
+        self._model = build_model(loaded.pretrained.config, dtype=kind)
         self._tokenizer = loaded.pretrained.tokenizer
         self._stop_ids = loaded.pretrained.stop_ids
         self._name = f"{loaded.pretrained.source} {adapter}".strip()
-        context = loaded.pretrained.config.context_length
+        context = loaded.pretrained.config.text.context_length
         self.max_length = min(int(max_length), context) if max_length else context
 
     @property

@@ -16,6 +16,7 @@ from dora_jax.data.prompts import get_template
 from dora_jax.data.read_ahead import ReadAhead
 from dora_jax.data.splits import Examples
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.vision import Vision
 from dora_jax.data.ways import make_batches
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import is_match, new_tokens
@@ -23,7 +24,7 @@ from dora_jax.evaluation.first_match import judge
 from dora_jax.evaluation.likelihood import pick, row_length, score_rows
 from dora_jax.evaluation.writing import write_answers
 from dora_jax.generation import Sampling
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder
 from dora_jax.training.config import DataConfig, EvaluationConfig, Protocol, TrainConfig
 
 
@@ -57,6 +58,7 @@ class Task:
         cut: rows that were shortened, likewise.
         data: the config that they were read and encoded by.
         evaluation: by which protocols rows with options are scored.
+        vision: the model's, where it sees.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Task:
     cut: dict[str, dict[str, int]] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    vision: Vision | None = None
 
     def chooses(self, split: Split) -> bool:
         """Whether a split's rows are answered by choosing; else answers are written freely."""
@@ -163,7 +166,8 @@ class Task:
         data: DataConfig | None = None,
     ) -> StepBatches:
         rows, eos_id = self.rows["train"], self.tokenizer.eos_id
-        return make_batches(rows, data or self.data, batch_size, seed, eos_id, share)
+        data = data or self.data
+        return make_batches(rows, data, batch_size, seed, eos_id, share, self.vision)
 
     @functools.cached_property
     def _one_row_batches(self) -> StepBatches:
@@ -197,7 +201,7 @@ class Task:
 
     def score(
         self,
-        model: Llama,
+        model: Decoder,
         params: Any,
         split: Split,
         advance: Callable[[float], None] = lambda tokens: None,
@@ -211,7 +215,9 @@ class Task:
             advance: called with the number of tokens done.
         """
         rows = self.rows[split]
-        scores = score_rows(model, params, rows, self.batch_size, self.tokenizer.eos_id, advance)
+        scores = score_rows(
+            model, params, rows, self.batch_size, self.tokenizer.eos_id, advance, self.vision
+        )
         loss = sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
         found: dict[str, ProtocolResult] = {}
         for protocol in self.protocols(split):
@@ -222,7 +228,14 @@ class Task:
             else:
                 sampling, judge = self._writing(protocol, split)
                 texts = write_answers(
-                    model, params, rows, sampling, self.batch_size, self.tokenizer, advance
+                    model,
+                    params,
+                    rows,
+                    sampling,
+                    self.batch_size,
+                    self.tokenizer,
+                    advance,
+                    self.vision,
                 )
                 judged = [judge(row, text) for row, text in zip(rows, texts, strict=True)]
             correct = tuple(int(is_right or 0) for is_right in judged)
@@ -248,8 +261,16 @@ def encode_task(
     config: DataConfig,
     tokenizer: Tokenizer,
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - immutable
+    vision: Vision | None = None,
 ) -> Task:
     """Encode examples for a model.
+
+    Args:
+        examples: to encode.
+        config: how.
+        tokenizer: the model's.
+        evaluation: how they are scored.
+        vision: the model's, where it sees.
 
     Raises:
         DoraError: when no row of a split fits into `data.max_length` tokens.
@@ -260,7 +281,7 @@ def encode_task(
     cut: dict[str, dict[str, int]] = {}
     for split, given in examples.splits.items():
         policy = _policy(config.too_long, split)
-        encoded = encode_all(given, template, tokenizer, config.max_length, policy)
+        encoded = encode_all(given, template, tokenizer, config.max_length, policy, vision)
         reasons = dict(examples.left_out.get(split, {}))
         for reason, count in encoded.left_out.items():
             reasons[reason] = reasons.get(reason, 0) + count
@@ -276,7 +297,7 @@ def encode_task(
         if encoded.cut:
             cut[split] = encoded.cut
     size = config.eval_batch_size
-    return Task(examples.name, rows, tokenizer, size, skipped, cut, config, evaluation)
+    return Task(examples.name, rows, tokenizer, size, skipped, cut, config, evaluation, vision)
 
 
 def _policy(too_long: TooLong, split: Split) -> TooLong:

@@ -7,12 +7,14 @@ from typing import Any, Literal
 import jax
 
 from dora_jax.adapters import column_norms
+from dora_jax.data.vision import expand
 from dora_jax.errors import DoraError
 from dora_jax.generation.adapter_bank import Adapter, AdapterBank
 from dora_jax.generation.batches import Numbered, Output, Request, check_lengths, run_batch
 from dora_jax.generation.sampling import Sampling
 from dora_jax.generation.text import GrowingText, TextTokenizer
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder
+from dora_jax.models.llava import Llava
 from dora_jax.sharding import replicate
 
 _STREAMED = 1  # tokens between two looks at the texts when they are shown as they come
@@ -46,7 +48,7 @@ class Completion:
 
 
 def generate(
-    model: Llama,
+    model: Decoder,
     params: Any,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     sampling: Sampling | None = None,
@@ -59,6 +61,7 @@ def generate(
     on_text: Callable[[int, str], None] | None = None,
     adapters: AdapterBank | Sequence[Adapter] | None = None,
     adapter_of: Sequence[int] | None = None,
+    images: Sequence[Sequence[Any]] | None = None,
 ) -> list[Completion]:
     """Continue prompts.
 
@@ -80,6 +83,9 @@ def generate(
             the result, and the piece. With beams, texts come whole.
         adapters: for a plain model, adapters that the prompts choose from: see `AdapterBank.build`.
         adapter_of: of each prompt, the number of its adapter.
+        images: of each prompt, its images in the order of their tokens, as the model's processor
+            makes them: arrays (height, width, channels), or what numpy takes for such. In the ids
+            an image may be one token, or already as many as it is.
 
     Returns:
         `num_samples` completions of each prompt, in the prompts' order: completion
@@ -87,7 +93,8 @@ def generate(
 
     Raises:
         DoraError: for a prompt that is empty or too long for the model's context, named by its
-            number; text or stop strings without a tokenizer; adapters that cannot be used.
+            number; text or stop strings without a tokenizer; adapters that cannot be used; other
+            images than the prompt has tokens for.
 
     Example:
         >>> for piece in generate(model, params, ["Once"], Sampling(20), tokenizer=tokenizer):
@@ -104,13 +111,13 @@ def generate(
         raise DoraError(f"batch_size must be at least 1; got {batch_size}")
     encoded = _encode(prompts, tokenizer)
     bank, chosen = _adapters(model, params, adapters, adapter_of, len(encoded))
-    numbered = [
-        Numbered(ids, number, adapter)
-        for number, (ids, adapter) in enumerate(zip(encoded, chosen, strict=True))
-    ]
+    numbered = _numbered(model, encoded, chosen, images)
     check_lengths(model, numbered, sampling.max_new_tokens)
     if stop_ids is None:
-        stop_ids = [*model.config.eos_token_id, *([] if tokenizer is None else tokenizer.end_ids)]
+        stop_ids = [
+            *model.config.text.eos_token_id,
+            *([] if tokenizer is None else tokenizer.end_ids),
+        ]
     request = Request(
         model,
         replicate(_variables(model, params, norms)),
@@ -127,11 +134,12 @@ def generate(
 
 
 def generate_ids(
-    model: Llama,
+    model: Decoder,
     variables: dict[str, Any],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     stop_ids: Sequence[int],
+    images: Sequence[Sequence[Any]] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt of token ids, all in one batch.
 
@@ -142,14 +150,16 @@ def generate_ids(
             over the devices.
         sampling: see `Sampling`.
         stop_ids: tokens that end a row.
+        images: of each prompt, see `generate`.
 
     Returns:
         `num_samples` lists of ids for each prompt, the stop token not among them.
 
     Raises:
-        DoraError: for an empty prompt, or one that leaves no room in the model's context.
+        DoraError: for an empty prompt, one that leaves no room in the model's context, or other
+            images than it has tokens for.
     """
-    numbered = [Numbered(ids, number) for number, ids in enumerate(prompts)]
+    numbered = _numbered(model, prompts, [0] * len(prompts), images)
     check_lengths(model, numbered, sampling.max_new_tokens)
     request = Request(model, replicate(variables), sampling, tuple(dict.fromkeys(stop_ids)))
     return [output.ids for output in run_batch(request, numbered)] if numbered else []
@@ -175,8 +185,54 @@ def _encode(
     return encoded
 
 
+def _numbered(
+    model: Decoder,
+    prompts: Sequence[Sequence[int]],
+    adapter_of: Sequence[int],
+    images: Sequence[Sequence[Any]] | None,
+) -> list[Numbered]:
+    images = [()] * len(prompts) if images is None else images
+    if len(images) != len(prompts):
+        raise DoraError(
+            f"images must give a list for each of {len(prompts)} prompts; it gives {len(images)}"
+        )
+    rows = enumerate(zip(prompts, adapter_of, images, strict=True))
+    return [
+        Numbered(with_images(model, ids, len(own), f"prompt {n + 1}"), n, adapter, own)
+        for n, (ids, adapter, own) in rows
+    ]
+
+
+def with_images(model: Decoder, ids: Sequence[int], images: int, where: str) -> Sequence[int]:
+    """Return the ids of a text in which each image is as many tokens as the model sees it by.
+
+    Args:
+        model: the model.
+        ids: with one token for each image, or already all of them.
+        images: how many there are.
+        where: named in the error.
+
+    Raises:
+        DoraError: when the ids have tokens for another number of images.
+    """
+    if not isinstance(model, Llava):
+        if images:
+            raise DoraError(f"{where} has images, and this model reads text alone")
+        return ids
+    token, tokens = model.config.image_token_id, model.config.image_tokens
+    count = sum(i == token for i in ids)
+    if count == images * tokens:
+        return ids
+    if count != images:
+        raise DoraError(
+            f"{where} has {count} tokens for images (id {token}), and {images} images: give one "
+            f"token for each image, or {tokens}"
+        )
+    return expand(ids, token, tokens)[0]
+
+
 def _adapters(
-    model: Llama,
+    model: Decoder,
     params: Any,
     adapters: AdapterBank | Sequence[Adapter] | None,
     adapter_of: Sequence[int] | None,
@@ -187,7 +243,7 @@ def _adapters(
             raise DoraError("adapter_of chooses from adapters: pass adapters=")
         return None, [0] * prompts
     if model.adapters is not None:
-        raise DoraError("adapters by row need the plain model: build Llama without adapters")
+        raise DoraError("adapters by row need the plain model: build it without adapters")
     size = adapters.size if isinstance(adapters, AdapterBank) else len(adapters)
     chosen = [0] * prompts if adapter_of is None and size == 1 else list(adapter_of or ())
     if len(chosen) != prompts:
@@ -202,10 +258,16 @@ def _adapters(
                 f"{size - 1}"
             )
     bank = adapters if isinstance(adapters, AdapterBank) else AdapterBank.build(params, adapters)
+    elsewhere = [path for path in bank.leaves if path[0] != "language_model"]
+    if isinstance(model, Llava) and elsewhere:
+        raise DoraError(
+            f"adapters by row must be of the language model alone; {'/'.join(elsewhere[0])} is of "
+            "another part: merge such an adapter (dora-jax merge), or answer with one at a time"
+        )
     return replicate(bank), chosen
 
 
-def _variables(model: Llama, params: Any, norms: Any) -> dict[str, Any]:
+def _variables(model: Decoder, params: Any, norms: Any) -> dict[str, Any]:
     params = jax.device_put(params)  # without a copy on CPUs
     if model.adapters is None:
         return {"params": params}
@@ -219,7 +281,8 @@ def _rows_of_a_prompt(sampling: Sampling) -> int:
 
 def _batches(prompts: Sequence[Numbered], size: int) -> list[tuple[list[Numbered], int]]:
     """Return batches of prompts of like length, and how many rows each is filled up to."""
-    by_length = sorted(prompts, key=lambda prompt: len(prompt.ids))
+    # Text alone first: what has images goes through more of the model.
+    by_length = sorted(prompts, key=lambda prompt: (len(prompt.images), len(prompt.ids)))
     # One batch is as large as it is; of several the last is filled up, to be compiled no more.
     rows = min(size, len(by_length))
     return [(by_length[i : i + size], rows) for i in range(0, len(by_length), size)]

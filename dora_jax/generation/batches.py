@@ -7,13 +7,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from dora_jax.data.vision import fill_up
 from dora_jax.errors import DoraError
 from dora_jax.generation import beams, decode
 from dora_jax.generation.adapter_bank import AdapterBank
 from dora_jax.generation.buckets import cache_slots, prompt_width, room_for, row_count
 from dora_jax.generation.decode import Prompts
 from dora_jax.generation.sampling import Sampling
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder
+from dora_jax.models.llava import Llava
 from dora_jax.sharding import fetch, row_places, run_mesh, split_rows
 
 _STOP_MULTIPLE = 8  # stop tokens are filled up, so that another one compiles nothing anew
@@ -32,7 +34,7 @@ class Request:
         bank: adapters for rows, or None.
     """
 
-    model: Llama
+    model: Decoder
     variables: dict[str, Any]
     sampling: Sampling
     stop_ids: tuple[int, ...]
@@ -47,11 +49,13 @@ class Numbered:
         ids: its tokens.
         number: its place, from 0.
         adapter: the number of its adapter in the bank.
+        images: arrays, or what numpy takes for such, in the order of their tokens.
     """
 
     ids: Sequence[int]
     number: int
     adapter: int = 0
+    images: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,14 @@ class Output:
     score: float
 
 
-def check_lengths(model: Llama, prompts: Sequence[Numbered], new_tokens: int) -> None:
+def check_lengths(model: Decoder, prompts: Sequence[Numbered], new_tokens: int) -> None:
     """Check that prompts can be continued.
 
     Raises:
         DoraError: for an empty prompt, one that leaves no room in the model's context, or a token
             that the model does not have.
     """
-    context, vocabulary = model.config.context_length, model.config.vocab_size
+    context, vocabulary = model.config.text.context_length, model.vocabulary
     for prompt in prompts:
         name = f"prompt {prompt.number + 1}"
         if not len(prompt.ids):
@@ -97,7 +101,7 @@ def check_lengths(model: Llama, prompts: Sequence[Numbered], new_tokens: int) ->
             )
 
 
-def _lay_out(prompts: Sequence[Numbered], rows: int) -> Prompts:
+def _lay_out(model: Decoder, prompts: Sequence[Numbered], rows: int) -> Prompts:
     width = prompt_width(max(len(prompt.ids) for prompt in prompts))
     tokens = np.zeros((rows, width), np.int32)
     filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
@@ -105,7 +109,10 @@ def _lay_out(prompts: Sequence[Numbered], rows: int) -> Prompts:
         tokens[row, width - len(prompt.ids) :] = prompt.ids
     lengths = np.array([len(prompt.ids) for prompt in filled], np.int32)
     numbers = np.array([prompt.number for prompt in filled], np.int32)
-    return Prompts(tokens, lengths, numbers, np.arange(rows) < len(prompts))
+    images = None
+    if isinstance(model, Llava) and any(prompt.images for prompt in prompts):
+        images = fill_up([prompt.images for prompt in filled], model.config.image_shape)
+    return Prompts(tokens, lengths, numbers, np.arange(rows) < len(prompts), images)
 
 
 def _variables(request: Request, adapter_of: np.ndarray) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def run_batch(
     """
     sampling = request.sampling
     count = row_count(rows or len(prompts), row_places(run_mesh()))
-    laid = _lay_out(prompts, count)
+    laid = _lay_out(request.model, prompts, count)
     adapter_of = np.array([p.adapter for p in prompts] + [0] * (count - len(prompts)), np.int32)
     run = _search if sampling.num_beams > 1 else _decode
     outputs: list[Output] = []
@@ -200,7 +207,7 @@ def _decode(
         knobs,
         stop_ids,
         filters=filters,
-        slots=cache_slots(model.config, laid.tokens.shape[1], room),
+        slots=cache_slots(model.config.text, laid.tokens.shape[1], room),
         room=room,
         samples=sampling.num_samples,
     )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Int
 from dora_jax.generation.decode import Prompts, head, hidden_states, read_prompts, seen_tokens
 from dora_jax.generation.sampling import Filters, Knobs, penalise_repetition
 from dora_jax.models.attention import Cache
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder
 
 # What keeps a text from being chosen, as a score; transformers' own, so that ties fall as there.
 _NEVER = -1e9
@@ -176,7 +176,7 @@ def _no_texts(rows: int, beams: int, room: int, scores: Array) -> Texts:
 
 @partial(jax.jit, static_argnames=("model", "filters", "early_stopping", "beams", "room"))
 def search(
-    model: Llama,
+    model: Decoder,
     variables: Any,
     prompts: Prompts,
     knobs: Knobs,
@@ -205,7 +205,7 @@ def search(
     logits_BV, cache = read_prompts(model, variables, prompts, L + beams * room)
     seen = None
     if filters.penalty:
-        seen_BV = seen_tokens(prompts, model.config.vocab_size)
+        seen_BV = seen_tokens(prompts, model.vocabulary)
         seen = jnp.repeat(seen_BV[:, None], beams, axis=1)
     # All beams start as one text: only the first may have children.
     starts = jnp.where(jnp.arange(beams) == 0, 0, _NEVER)

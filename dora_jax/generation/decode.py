@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from dora_jax.generation.row_adapters import row_adapters
 from dora_jax.generation.sampling import Filters, Knobs, choose
 from dora_jax.models.attention import PADDING, SHARED, Cache
-from dora_jax.models.llama import Llama
+from dora_jax.models.build import Decoder
 
 
 class Prompts(NamedTuple):
@@ -27,12 +27,14 @@ class Prompts(NamedTuple):
         lengths: (B,) of the prompts; the last so many tokens of a row are real.
         numbers: (B,) of the prompts among all that were asked for, for their random keys.
         is_asked: (B,), False for rows that only fill the batch.
+        images: (B, M, height, width, channels) of each row; None where no row has any.
     """
 
     tokens: Any
     lengths: Any
     numbers: Any
     is_asked: Any
+    images: Any = None
 
 
 class State(NamedTuple):
@@ -62,22 +64,24 @@ class State(NamedTuple):
 
 
 def hidden_states(
-    model: Llama,
+    model: Decoder,
     variables: Any,
     tokens: Int[Array, "b l"],
     positions: Int[Array, "b l"],
     segments: Int[Array, "b l"] | None,
     cache: Cache | int,
+    images: Float[Array, "b m h w c"] | None = None,
 ) -> tuple[Float[Array, "b l d"], Cache]:
     """Run the model's trunk, each row by its own adapter if `variables` has such."""
+    seen: dict[str, Any] = {} if images is None else {"images": images}
     with row_adapters():
         out: Any = model.apply(
-            variables, tokens, positions, segments, cache, method="hidden_states"
+            variables, tokens, positions, segments, cache, **seen, method="hidden_states"
         )
     return out
 
 
-def head(model: Llama, variables: Any, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+def head(model: Decoder, variables: Any, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
     """Return logits, each row by its own adapter if `variables` has such."""
     with row_adapters():
         logits: Any = model.apply(variables, hidden, method="head")
@@ -85,14 +89,20 @@ def head(model: Llama, variables: Any, hidden: Float[Array, "*b d"]) -> Float[Ar
 
 
 def read_prompts(
-    model: Llama, variables: Any, prompts: Prompts, slots: int
+    model: Decoder, variables: Any, prompts: Prompts, slots: int
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Return the logits behind each prompt, and the cache with the prompts in it."""
     L = prompts.tokens.shape[1]
     places_BL = jnp.arange(L) - (L - prompts.lengths[:, None])
     segments_BL = jnp.where(places_BL < 0, PADDING, SHARED)
     hidden_BLD, cache = hidden_states(
-        model, variables, prompts.tokens, jnp.maximum(places_BL, 0), segments_BL, slots
+        model,
+        variables,
+        prompts.tokens,
+        jnp.maximum(places_BL, 0),
+        segments_BL,
+        slots,
+        prompts.images,
     )
     return head(model, variables, hidden_BLD[:, -1]), cache
 
@@ -137,7 +147,7 @@ def _take(state: State, logits_BV: Array, filters: Filters, knobs: Knobs, stop_i
 
 @partial(jax.jit, static_argnames=("model", "filters", "slots", "room", "samples"))
 def prefill(
-    model: Llama,
+    model: Decoder,
     variables: Any,
     prompts: Prompts,
     knobs: Knobs,
@@ -162,7 +172,7 @@ def prefill(
         samples: texts of each prompt: rows of the state, a prompt's side by side.
     """
     logits_BV, cache = read_prompts(model, variables, prompts, slots)
-    seen = seen_tokens(prompts, model.config.vocab_size) if filters.penalty else None
+    seen = seen_tokens(prompts, model.vocabulary) if filters.penalty else None
     last, lengths, is_asked = prompts.tokens[:, -1], prompts.lengths, prompts.is_asked
     if samples > 1:  # the prompt is read once for all of its texts
         cache = Cache(
@@ -190,7 +200,7 @@ def prefill(
 
 @partial(jax.jit, static_argnames=("model", "filters"), donate_argnames=("state",))
 def advance(
-    model: Llama,
+    model: Decoder,
     variables: Any,
     state: State,
     knobs: Knobs,

@@ -140,6 +140,11 @@ class LlamaConfig:
             raise ValueError(f"sliding_window must be at least 1, got {self.sliding_window}")
 
     @property
+    def text(self) -> "LlamaConfig":
+        """The language model's shape: itself. A model that sees has one among others."""
+        return self
+
+    @property
     def rotary_dim(self) -> int:
         """The number of a head's features that are rotated."""
         return self.rope.dim(self.head_dim)

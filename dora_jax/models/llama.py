@@ -67,6 +67,11 @@ _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def head_modules(config: LlamaConfig) -> tuple[str, ...]:
+    """Return the modules whose parameters the head uses."""
+    return ("embed_tokens",) if config.tie_word_embeddings else ("lm_head",)
+
+
 def init_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any = jnp.float32) -> Cache:
     """Return an empty cache for `batch` rows of at most `slots` tokens.
 
@@ -306,7 +311,7 @@ class Llama(nn.Module):
     @property
     def head_modules(self) -> tuple[str, ...]:
         """The modules whose parameters `head` uses."""
-        return ("embed_tokens",) if self.config.tie_word_embeddings else ("lm_head",)
+        return head_modules(self.config)
 
     def hidden_states(
         self,
@@ -413,7 +418,7 @@ class Llama(nn.Module):
         return self.head(self.hidden_states(tokens_BL, positions_BL, segments_BL)[0])
 
 
-def param_shapes(model: Llama) -> Any:
+def param_shapes(model: nn.Module) -> Any:
     """Return the shapes and dtypes of a model's parameters, adapters included; computes nothing."""
     tokens = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     return jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]

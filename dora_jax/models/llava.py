@@ -78,6 +78,11 @@ class LlavaConfig:
         """The number of tokens that an image is."""
         return self.vision.positions if self.class_token else self.vision.patches
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image as the tower takes it."""
+        return (self.vision.image_size, self.vision.image_size, self.vision.num_channels)
+
 
 class Projector(nn.Module):
     """linear_2(gelu(linear_1(x)))."""
@@ -116,25 +121,32 @@ class Llava(nn.Module):
     neftune_alpha: float = 0.0
 
     def setup(self) -> None:
-        shared = {
-            "adapters": self.adapters,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        dense = {
-            "adapter": self.adapters,
-            "dtype": self.dtype,
-            "param_dtype": self.param_dtype,
-        }
-        self.vision_tower = VisionTower(self.config.vision, **shared)
-        self.multi_modal_projector = Projector(self.config, dense)
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.vision_tower = VisionTower(self.config.vision, self.adapters, **dtypes)
+        self.multi_modal_projector = Projector(self.config, {"adapter": self.adapters, **dtypes})
         self.language_model = Llama(
             self.config.text,
+            self.adapters,
             remat=self.remat,
             attention=self.attention,
             neftune_alpha=self.neftune_alpha,
-            **shared,
+            **dtypes,
         )
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits of a position."""
+        return self.config.text.vocab_size
+
+    @property
+    def sharding_rules(self) -> ShardingRules:
+        """How the weights are divided over a mesh, see `dora_jax.mesh`."""
+        return SHARDING
+
+    @property
+    def head_modules(self) -> tuple[str, ...]:
+        """The modules whose parameters `head` uses."""
+        return tuple(f"language_model/{name}" for name in llama.head_modules(self.config.text))
 
     def image_features(self, images: Float[Array, "n h w c"]) -> Float[Array, "n p d"]:
         """Return what stands for each image in the text, (N, `config.image_tokens`, D)."""
@@ -155,6 +167,9 @@ class Llava(nn.Module):
                 anything. None where no row has any.
         """
         x_BLD = self.language_model.embed(tokens_BL)
+        if images is None and self.is_initializing():
+            # The parameters of all parts, whatever the first rows hold.
+            images = jnp.zeros((len(tokens_BL), 1, *self.config.image_shape), self.dtype)
         if images is None:
             return x_BLD
         rows, most = images.shape[:2]
@@ -187,10 +202,10 @@ class Llava(nn.Module):
     def __call__(
         self,
         tokens_BL: Int[Array, "b l"],
-        images: Float[Array, "b m h w c"] | None = None,
         positions_BL: Int[Array, "b l"] | None = None,
         segments_BL: Int[Array, "b l"] | None = None,
+        images: Float[Array, "b m h w c"] | None = None,
     ) -> Float[Array, "b l v"]:
         """Return the logits (B, L, V), float32; arguments as `hidden_states`."""
-        hidden, _ = self.hidden_states(tokens_BL, positions_BL, segments_BL, None, images)
+        hidden, _ = self.hidden_states(tokens_BL, positions_BL, segments_BL, images=images)
         return self.head(hidden)

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 from dora_jax.spec import nearest
 
 VisionActivation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
-_SIZES = (
+SIZES = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -52,7 +52,7 @@ class VisionConfig:
     pooling_head: bool = False
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
+        for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:

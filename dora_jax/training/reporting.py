@@ -1,6 +1,7 @@
 """From a dispatched step to its row in the metrics, while the next step runs."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ class Watching:
         on_row: called after each step with its row of the metrics.
         track: where metrics go beside the file.
         profile: number of steps to write a trace of; 0 is none.
-        flops: operations of a step by rows, their length and the labels of all of them, for
+        flops: operations of a step by rows, their length, and the labels and images of all, for
             `flops_per_s` and `mfu`; None if not counted.
         settings: shown by the trackers.
     """
@@ -34,7 +35,7 @@ class Watching:
     on_row: Callable[[Row], None] = lambda row: None
     track: tuple[TrackerName, ...] = ()
     profile: int = 0
-    flops: Callable[[int, int, int], float] | None = None
+    flops: Callable[[int, int, int, int], float] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -141,7 +142,9 @@ class Reporter:
         }
         if self._watching.flops is not None:
             rows, length = step.batch.tokens.shape
-            speed = self._watching.flops(rows, length, step.batch.label_targets.size) / took
+            images = 0 if step.batch.images is None else math.prod(step.batch.images.shape[:2])
+            labels = step.batch.label_targets.size
+            speed = self._watching.flops(rows, length, labels, images) / took
             peak = device_peak(jax.devices()[0].device_kind)
             row["flops_per_s"] = speed
             row["mfu"] = None if peak is None else speed / (peak * jax.device_count())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dora_jax.data.examples import Form, Packing, TooLong, TrainOn
+from dora_jax.data.examples import BadImages, Form, Images, Packing, TooLong, TrainOn
 from dora_jax.errors import DoraError
 from dora_jax.models.llama import AttentionKernel, Remat
 from dora_jax.spec import (
@@ -119,13 +119,20 @@ class DataConfig:
     """Lengths of packing bucket, at most: each one is compiled."""
     eval_batch_size: int = 16
     """Rows scored at once."""
+    image_folder: Path | None = None
+    """Where the rows' images are; none is the folder of the rows' file."""
+    images: Images = "use"
+    """use, or leave_out: what text alone tells, for a model that sees or one that does not."""
+    bad_images: BadImages = "skip"
+    """What happens to rows whose image is missing or broken, which are counted and reported in any
+    case: skip or error."""
     read_ahead: int = 2
     """Batches made before the step asks for them; 0 makes each when it does. Same batches."""
     workers: int = 0
     """Processes that make batches; 0: threads of this one. Same batches."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "eval"):
+        for name in ("train", "eval", "image_folder"):
             if isinstance(getattr(self, name), str):  # as experiment files write it
                 object.__setattr__(self, name, Path(getattr(self, name)))
         mix: Any = self.mix
@@ -140,6 +147,8 @@ class DataConfig:
             ("train_on", TrainOn),
             ("too_long", TooLong),
             ("packing", Packing),
+            ("images", Images),
+            ("bad_images", BadImages),
         ):
             require_choice(f"data.{name}", getattr(self, name), choices)
         require_seed("data.seed", self.seed)

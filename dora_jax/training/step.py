@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -53,6 +54,8 @@ class Batch(NamedTuple):
         label_weights: (B, P) 1 for labels, 0 for padding, float32.
         positions: (B, L) within the packed sequence; None where a row is one sequence.
         segments: (B, L) which packed sequence, from 1; -1 is padding. None likewise.
+        images: (B, M, height, width, channels) of each row, in the order of their tokens; filled
+            up with zeros. None where no row has any.
     """
 
     tokens: jax.Array
@@ -61,6 +64,7 @@ class Batch(NamedTuple):
     label_weights: jax.Array
     positions: jax.Array | None = None
     segments: jax.Array | None = None
+    images: jax.Array | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -110,9 +114,10 @@ def labelled_loss(
     """Return the sum of the labels' negative log-likelihoods (nats), float32.
 
     Args:
-        model: with methods `hidden_states(tokens)` and `head(hidden)`, the names of the modules
+        model: with methods `hidden_states(tokens)` and `head(hidden)`, the paths of the modules
             that the head uses as `head_modules`, and `vocabulary`; such as `Llama`. Packed rows
-            call `hidden_states(tokens, positions, segments)`.
+            call `hidden_states(tokens, positions, segments)`, and rows with images give it
+            `images`.
         trainable: see `partition`; alone differentiable.
         frozen: see `partition`.
         batch: the rows.
@@ -121,9 +126,8 @@ def labelled_loss(
         label_smoothing: see `cross_entropy_sum`.
     """
 
-    def variables(names: Collection[str], params: Params) -> dict[str, Any]:
-        own = {} if norms is None else {NORMS: {n: norms[n] for n in names if n in norms}}
-        return {"params": params} | own
+    def variables(params: Params, norms: Params | None) -> dict[str, Any]:
+        return {"params": params} | ({} if norms is None else {NORMS: norms})
 
     def rngs(index: Any) -> dict[str, jax.Array] | None:
         if noise_key is None:
@@ -132,24 +136,30 @@ def labelled_loss(
         return {"dropout": key, "neftune": jax.random.fold_in(key, 0)}
 
     params = combine(trainable, frozen)
-    # A model of plain rows alone needs no arguments for packing.
+    # A model of plain rows of text alone needs no arguments for packing and images.
     packing = () if batch.segments is None else (batch.positions, batch.segments)
+    seen = {} if batch.images is None else {"images": batch.images}
     hidden, _ = model.apply(
-        variables(params, params), batch.tokens, *packing, method="hidden_states", rngs=rngs(0)
+        variables(params, norms),
+        batch.tokens,
+        *packing,
+        **seen,
+        method="hidden_states",
+        rngs=rngs(0),
     )
     at_labels = jnp.take_along_axis(hidden, batch.label_positions[..., None], axis=1)
-    names = model.head_modules
+    # What goes through the chunks of the head is the head's alone.
+    trained, rest = (_modules(tree, model.head_modules) for tree in (trainable, frozen))
+    head_norms = None if norms is None else _modules(norms, model.head_modules)
 
     def logits_of(trained: Params, h: jax.Array, index: jax.Array) -> jax.Array:
-        head = combine(trained, {name: frozen[name] for name in names})
         logits: jax.Array = model.apply(
-            variables(names, head), h, method="head", rngs=rngs(index + 1)
+            variables(combine(trained, rest), head_norms), h, method="head", rngs=rngs(index + 1)
         )
         return logits
 
     rows, labels = batch.label_targets.shape
     chunks = label_chunks(rows, labels, model.vocabulary)
-    trained = {name: trainable[name] for name in names}
     return cross_entropy_sum(
         logits_of,
         chunks,
@@ -159,6 +169,13 @@ def labelled_loss(
         batch.label_targets,
         batch.label_weights,
     )
+
+
+def _modules(tree: Params, paths: Collection[str]) -> Params:
+    """Return the part of a tree that some modules hold, in its place."""
+    flat = flax.traverse_util.flatten_dict(tree, sep="/")
+    own = {k: v for k, v in flat.items() if any(k.startswith(f"{path}/") for path in paths)}
+    return flax.traverse_util.unflatten_dict(own, sep="/")
 
 
 def make_train_step(

@@ -1,7 +1,7 @@
 import pytest
 
 from dora_jax.data.examples import Example, Turn
-from dora_jax.data.formats import NO_ANSWER, NO_TEXT, LeftOut, read_row
+from dora_jax.data.formats import NO_ANSWER, NO_IMAGE, NO_TEXT, LeftOut, read_row
 from dora_jax.errors import DoraError
 
 USER = {"role": "user", "content": "hello?"}
@@ -105,7 +105,7 @@ def test_other_rows_are_refused_by_file_and_line(row, message):
         ({"messages": [USER, SAID | {"weight": 0}]}, NO_ANSWER),
         ({"messages": [USER, SAID | {"content": "  "}]}, NO_ANSWER),
         ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, NO_TEXT),
-        ({"messages": [USER | {"content": [{"type": "image"}]}, SAID]}, NO_TEXT),
+        ({"messages": [USER | {"content": [{"type": "image"}]}, SAID]}, NO_IMAGE),
         ({"conversations": sharegpt(("human", "a"), ("function_call", "f"))}, NO_TEXT),
         ({"conversations": sharegpt(("human", "a"), ("narrator", "f"))}, "by 'narrator'"),
     ],

@@ -53,7 +53,7 @@ def program(config, adapters=None):
 @every_model
 def test_logits_are_those_of_transformers(read, name):
     config, params, *_ = read(name)
-    found = program(config)({"params": params}, TOKENS, IMAGES)
+    found = program(config)({"params": params}, TOKENS, images=IMAGES)
     np.testing.assert_allclose(found[:, list(SEEN)], golden(name)["logits"], atol=1e-4)
 
 
@@ -62,7 +62,7 @@ def test_greedy_text_is_that_of_transformers(read, name):
     config, params, *_ = read(name)
     tokens = TOKENS
     for _ in range(NEW_TOKENS):
-        logits = Llava(config).apply({"params": params}, tokens, IMAGES)[:, -1]
+        logits = Llava(config).apply({"params": params}, tokens, images=IMAGES)[:, -1]
         tokens = np.concatenate([tokens, np.argmax(logits, -1)[:, None]], axis=1)
     assert tokens[:, TOKENS.shape[1] :].tolist() == golden(name)["greedy"]
 
@@ -72,14 +72,18 @@ def test_what_rows_are_filled_up_with_does_not_matter(read):
     changed = IMAGES.copy()
     for row, count in enumerate(OF_ROWS):
         changed[row, count:] = 7.0
-    first, second = (program(config)({"params": params}, TOKENS, i) for i in (IMAGES, changed))
+    first, second = (
+        program(config)({"params": params}, TOKENS, images=i) for i in (IMAGES, changed)
+    )
     np.testing.assert_array_equal(first, second)
 
 
 def test_each_image_stands_at_its_own_place(read):
     config, params, *_ = read("llava-1.5")
     exchanged = IMAGES[:, ::-1]
-    first, second = (program(config)({"params": params}, TOKENS, i) for i in (IMAGES, exchanged))
+    first, second = (
+        program(config)({"params": params}, TOKENS, images=i) for i in (IMAGES, exchanged)
+    )
     assert np.abs(first[0, :2] - second[0, :2]).max() < 1e-5  # before the first image
     assert np.abs(first[0, 5] - second[0, 5]).max() > 1e-3
     np.testing.assert_allclose(first[2], second[2], atol=1e-5)  # text alone
@@ -88,7 +92,7 @@ def test_each_image_stands_at_its_own_place(read):
 def test_text_alone_needs_no_images(read):
     config, params, *_ = read("llava-1.5")
     alone = program(config)({"params": params}, TOKENS[2:])
-    with_others = program(config)({"params": params}, TOKENS, IMAGES)
+    with_others = program(config)({"params": params}, TOKENS, images=IMAGES)
     np.testing.assert_allclose(alone[0], with_others[2], atol=1e-5)
 
 
@@ -100,8 +104,8 @@ def test_packed_examples_do_not_see_each_other(read):
     images = np.concatenate([IMAGES[0], IMAGES[1, :1]])[None]
     positions = np.tile(np.arange(length), 2)[None]
     segments = np.repeat([1, 2], length)[None]
-    found = Llava(config).apply({"params": params}, packed, images, positions, segments)
-    apart = program(config)({"params": params}, TOKENS, IMAGES)
+    found = Llava(config).apply({"params": params}, packed, positions, segments, images)
+    apart = program(config)({"params": params}, TOKENS, images=IMAGES)
     np.testing.assert_allclose(found[0, :length], apart[0], atol=2e-5)
     np.testing.assert_allclose(found[0, length:], apart[1], atol=2e-5)
 
@@ -150,10 +154,10 @@ RULES = AdapterRules(
 def test_rules_choose_what_of_each_part_is_tuned(read):
     config, params, *_ = read("llava-1.5")
     model = Llava(config, RULES)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS, IMAGES)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS, images=IMAGES)["params"]
     adapted = init_adapters(params, shapes, RULES, jax.random.key(1))
-    plain = program(config)({"params": params}, TOKENS, IMAGES)
-    fresh = program(config, RULES)({"params": adapted}, TOKENS, IMAGES)
+    plain = program(config)({"params": params}, TOKENS, images=IMAGES)
+    fresh = program(config, RULES)({"params": adapted}, TOKENS, images=IMAGES)
     np.testing.assert_allclose(fresh, plain, atol=2e-5)
     mask = flax.traverse_util.flatten_dict(trainable_mask(adapted, RULES), sep="/")
     trained = {path for path, trains in mask.items() if trains}
@@ -175,18 +179,18 @@ def test_rules_choose_what_of_each_part_is_tuned(read):
         return leaf * 1.1 + 0.02 if "/".join(k.key for k in path) in trained else leaf
 
     changed = jax.tree_util.tree_map_with_path(moved, adapted)
-    tuned = program(config, RULES)({"params": changed}, TOKENS, IMAGES)
+    tuned = program(config, RULES)({"params": changed}, TOKENS, images=IMAGES)
     assert jnp.abs(tuned - plain).max() > 1e-2
-    merged = program(config)({"params": merge_params(changed, RULES)}, TOKENS, IMAGES)
+    merged = program(config)({"params": merge_params(changed, RULES)}, TOKENS, images=IMAGES)
     np.testing.assert_allclose(merged, tuned, atol=5e-5)
 
 
 def test_gradients_reach_every_part_that_is_tuned(read):
     config, params, *_ = read("llava-1.5")
     model = Llava(config, RULES)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS, IMAGES)["params"]
+    shapes = jax.eval_shape(model.init, jax.random.key(0), TOKENS, images=IMAGES)["params"]
     adapted = init_adapters(params, shapes, RULES, jax.random.key(1))
-    grads = jax.grad(lambda p: model.apply({"params": p}, TOKENS, IMAGES).std())(adapted)
+    grads = jax.grad(lambda p: model.apply({"params": p}, TOKENS, images=IMAGES).std())(adapted)
     flat = flax.traverse_util.flatten_dict(grads, sep="/")
     for path in ("multi_modal_projector/linear_1/kernel", "vision_tower/layers/mlp/fc1/magnitude"):
         assert jnp.abs(flat[path]).max() > 1e-6

@@ -1,0 +1,68 @@
+"""The images of training batches: opened when their batch is made, a broken one told."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dora_jax.data.examples import BadImages
+from dora_jax.data.images import BrokenImageError
+from dora_jax.data.train_rows import TrainRow
+from dora_jax.data.vision import Vision, fill_up
+from dora_jax.errors import DoraError
+
+_log = logging.getLogger(__name__)
+
+
+class BatchImages(NamedTuple):
+    """How a batch's images are opened.
+
+    Attributes:
+        vision: the model's.
+        bad: what happens where an image cannot be read: `skip` trains on nothing of its row, and
+            says so; `error` ends the run.
+    """
+
+    vision: Vision
+    bad: BadImages = "skip"
+
+    def open(
+        self, places: Sequence[Sequence[TrainRow]], most: int
+    ) -> tuple[list[list[TrainRow]], np.ndarray]:
+        """Open the images of a batch.
+
+        Args:
+            places: the sequences in each row of the batch.
+            most: images of a row of the batch.
+
+        Returns:
+            The sequences, those without labels whose images cannot be read, and the images (rows,
+            most, height, width, channels), float32.
+
+        Raises:
+            DoraError: naming the image, where none may be broken.
+        """
+        kept: list[list[TrainRow]] = []
+        images: list[list[np.ndarray]] = []
+        for rows in places:
+            kept.append([])
+            images.append([])
+            for row in rows:
+                row, pixels = self._open(row)
+                kept[-1].append(row)
+                images[-1] += pixels
+        return kept, fill_up(images, self.vision.shape, most)
+
+    def _open(self, row: TrainRow) -> tuple[TrainRow, list[np.ndarray]]:
+        try:
+            return row, [self.vision.pixels(image.path) for image in row.images]
+        except BrokenImageError as error:
+            if self.bad == "error":
+                raise DoraError(
+                    f"{error}; mend it, or let --data.bad-images skip what is on it"
+                ) from error
+            _log.warning("%s; nothing of its row is trained on", error)
+            nothing = np.zeros(self.vision.shape, np.float32)
+            unlabelled = row._replace(positions=row.positions[:0], targets=row.targets[:0])
+            return unlabelled, [nothing] * len(row.images)
