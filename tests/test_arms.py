@@ -50,6 +50,12 @@ def test_every_method_is_at_every_point_that_matters_to_it():
     assert by_name["full"].point == {}
 
 
+def test_what_has_no_adapters_is_once_on_any_axis_of_the_adapter():
+    compared = CompareConfig(methods=("full", "bitfit", "norms"))
+    arms = make_arms(experiment(compare=compared, grid={"adapter.modules": ("paper", "qv")}))
+    assert [a.name for a in arms] == ["full-modulespaper", "full-modulesqv", "bitfit", "norms"]
+
+
 def test_fields_that_vary_together_are_one_axis():
     grid = {"adapter.rank+adapter.alpha": [(4, 8.0), (8, 16.0)]}
     lora4, lora8, *_ = make_arms(experiment(grid=grid))

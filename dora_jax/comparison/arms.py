@@ -14,16 +14,20 @@ from typing import Any
 
 from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.errors import DoraError
-from dora_jax.training.config import ExperimentConfig, GridAxis, RunMethod
+from dora_jax.training.config import AdapterConfig, ExperimentConfig, GridAxis, RunMethod
 
-# Fields of `adapter` that say nothing to a method, beside those below.
-_UNUSED: dict[str, tuple[str, ...]] = {
-    "lora": ("norm_axis", "detach_norm", "dropout_style"),
-    "dora": (),
-    "magnitude": ("rank", "alpha", "scaling", "dropout", "dropout_style", "init"),
-}
 _LOW_RANK = ("rank", "alpha", "scaling", "dropout", "dropout_style", "init")
-_FULL_UNUSED = (*_LOW_RANK, "norm_axis", "detach_norm")
+_NORM = ("norm_axis", "detach_norm")
+_ALL = tuple(field.name for field in dataclasses.fields(AdapterConfig))
+# Fields of `adapter` that say nothing to a method.
+_IGNORED: dict[str, tuple[str, ...]] = {
+    "lora": (*_NORM, "dropout_style"),
+    "dora": (),
+    "magnitude": _LOW_RANK,
+    "full": (*_LOW_RANK, *_NORM),
+    "bitfit": _ALL,
+    "norms": _ALL,
+}
 
 
 @dataclass(frozen=True)
@@ -51,13 +55,8 @@ class ArmPlan:
         settings = self.config.settings()
         for name in ("name", "compare", "grid", "variants", "seeds"):
             settings.pop(name)
-        adapter = settings["adapter"]
-        if self.method in ("bitfit", "norms"):
-            settings["adapter"] = {}
-        else:
-            for name in _UNUSED.get(self.method, _FULL_UNUSED):
-                adapter.pop(name)
-        settings["train"]["method"] = self.method
+        for name in _IGNORED[self.method]:
+            settings["adapter"].pop(name)
         return settings
 
 
@@ -123,7 +122,8 @@ def _variants(config: ExperimentConfig) -> list[tuple[str, str, ExperimentConfig
 def _arm(
     name: str, label: str, config: ExperimentConfig, point: Mapping[GridAxis, tuple[Any, ...]]
 ) -> ArmPlan:
-    start, ignored = name, _ignored(config.train.method)
+    start = name
+    ignored = [f"adapter.{field}" for field in _IGNORED[config.train.method]]
     shown: dict[str, Any] = {}
     for axis, values in point.items():
         for path, value in zip(axis.fields, values, strict=True):
@@ -135,13 +135,6 @@ def _arm(
         name += f"-{short}{_file_name(_text(value))}"
         label += f", {short.replace('_', ' ')} {_text(value)}"
     return ArmPlan(name, label, config.train.method, shown, start, config)
-
-
-def _ignored(method: str) -> tuple[str, ...]:
-    unused = _UNUSED.get(method, _FULL_UNUSED)
-    if method in ("bitfit", "norms"):
-        unused = (*_FULL_UNUSED, "modules", "bias", "modules_to_save")
-    return tuple(f"adapter.{name}" for name in unused)
 
 
 def _text(value: Any) -> str:
@@ -156,10 +149,8 @@ def _file_name(text: str) -> str:
 
 def _replaced(config: ExperimentConfig, path: str, value: Any, where: str) -> ExperimentConfig:
     """Return a config with one dotted field replaced."""
-    section, _, name = path.rpartition(".")
+    section, name = path.split(".")
     try:
-        if not section:
-            return dataclasses.replace(config, **{name: value})
         inner = dataclasses.replace(getattr(config, section), **{name: value})
         return dataclasses.replace(config, **{section: inner})
     except (TypeError, ValueError) as error:
