@@ -50,11 +50,21 @@ class ArmPlan:
     start: str
     config: ExperimentConfig
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried for it; without a search the one that is given."""
+        compare, given = self.config.compare, self.config.optim.learning_rate
+        return compare.learning_rates if compare.search_steps else (given,)
+
     def settings(self) -> dict[str, Any]:
-        """Return what its result depends on, as plain JSON, without what its method ignores."""
+        """Return what its result depends on but seed and rate, as plain JSON.
+
+        What its method ignores is left out.
+        """
         settings = self.config.settings()
         for name in ("name", "compare", "grid", "variants", "seeds"):
             settings.pop(name)
+        settings["optim"].pop("learning_rate")
         for name in _IGNORED[self.method]:
             settings["adapter"].pop(name)
         return settings
@@ -74,14 +84,13 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
         for values in points:
             arm = _arm(name, label, base, dict(zip(config.grid, values, strict=True)))
             # The first of those that train alike stands for all.
-            found.setdefault(json.dumps(arm.settings(), sort_keys=True), arm)
+            found.setdefault(json.dumps([arm.settings(), arm.rates], sort_keys=True), arm)
     arms = tuple(found.values())
     names = [arm.name for arm in arms]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise DoraError(f"two arms would be called {min(repeated)!r}: rename a variant")
-    counts = {len(arm.config.compare.learning_rates) for arm in arms}
-    if config.compare.search_steps and len(counts) > 1:
+    if len({len(arm.rates) for arm in arms}) > 1:
         raise DoraError(
             "compare.learning_rates must be as many for every variant: each has the same search"
         )

@@ -213,11 +213,7 @@ def _trials(config: ExperimentConfig, arms: Sequence[ArmPlan]) -> list[Part]:
     """Every rate for every arm, all with the first seed: the same initial A and data order."""
     if not config.compare.search_steps:
         return []
-    return [
-        Part("trial", arm, config.seeds[0], rate)
-        for arm in arms
-        for rate in arm.config.compare.learning_rates
-    ]
+    return [Part("trial", arm, config.seeds[0], rate) for arm in arms for rate in arm.rates]
 
 
 def _runs(config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, float]) -> list[Part]:
