@@ -8,9 +8,10 @@ import shutil
 
 import pytest
 
-from dora_jax.analysis.results import ComparisonResults
+from dora_jax.analysis.results import BaseResult, ComparisonResults
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.comparison import executors, parts, reuse
+from dora_jax.comparison.arms import make_arms
 from dora_jax.comparison.compare import compare, train
 from dora_jax.errors import DoraError
 from dora_jax.training.config import (
@@ -23,6 +24,7 @@ from dora_jax.training.config import (
     ModelConfig,
     TrainConfig,
 )
+from dora_jax.training.runs import finish_part
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
 from tests.test_compare import rows
 
@@ -272,6 +274,26 @@ def _killed_in_one(folder, part, environment, cores):
     if part.path == "seed-0/lora-rank2":
         os.kill(os.getpid(), 9)
     _in_process(folder, part, environment, cores)
+
+
+def test_what_is_left_to_do_and_what_became_of_a_part(tmp_path):
+    arm = make_arms(ExperimentConfig())[0]
+    base = parts.Part("base", arm)
+    diverged, failed, killed = (parts.Part("run", arm, seed, 0.1) for seed in (0, 1, 2))
+    (tmp_path / base.path).mkdir()
+    finish_part(tmp_path / base.path, BaseResult(1.0, (1,), 0.5))
+    parts.leave_failure(tmp_path / diverged.path, parts.Failed(True, "the loss is nan"))
+    parts.leave_failure(tmp_path / failed.path, parts.Failed(False, "no luck"))
+    every = [base, diverged, failed, killed]
+    assert executors.to_do(tmp_path, every) == [failed, killed]
+    assert [executors.settle(tmp_path, part, "killed") for part in every] == [
+        "base model: evaluation: done",
+        "lora, seed 0, learning rate 0.1: failed: the loss is nan",
+        "lora, seed 1, learning rate 0.1: failed: no luck",
+        "lora, seed 2, learning rate 0.1: failed: killed",
+    ]
+    assert parts.outcome(tmp_path, killed).message == "killed"
+    assert executors.to_do(tmp_path, every) == [failed, killed]
 
 
 def test_gpus_and_cores_are_shared_out(tmp_path):
