@@ -102,7 +102,7 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
         with WorkProgress(total, console) as progress:
             executor = make_executor(config.execute, folder, benches, progress)
             executor.run([first, *trials])
-            search = _choose(folder, config, arms, trials)
+            search = _choose(folder, arms, trials)
             rates = {trial.method: trial.learning_rate for trial in search if trial.chosen}
             runs = _runs(config, arms, rates)
             executor.run(runs)
@@ -224,9 +224,7 @@ def _runs(config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, fl
     ]
 
 
-def _choose(
-    folder: Path, config: ExperimentConfig, arms: Sequence[ArmPlan], trials: Sequence[Part]
-) -> list[SearchTrial]:
+def _choose(folder: Path, arms: Sequence[ArmPlan], trials: Sequence[Part]) -> list[SearchTrial]:
     """Return the trials, of each arm's the one of least validation loss chosen.
 
     Raises:
