@@ -197,8 +197,8 @@ def _identity(
     for arm in arms:
         bench = benches.of(arm)
         check_modules(arm, bench.pretrained)
-        digests[bench.task.digest()] = None
-        if bench.task.split_digest("evaluation") != first.task.split_digest("evaluation"):
+        digests[bench.task.digest] = None
+        if bench.task.evaluation_digest != first.task.evaluation_digest:
             raise DoraError(
                 f"{arm.name} would be scored on other rows, or rows that read otherwise, than "
                 f"{arms[0].name}: such scores do not compare; run a comparison for each"

@@ -105,7 +105,7 @@ class Part:
             "kind": self.kind,
             "steps": self.steps,
             "weights": bench.weights,
-            "rows": bench.task.digest(),
+            "rows": bench.task.digest,
             "seed": self.seed,
             "rate": self.rate,
             "arm": self.arm.settings(),
@@ -329,7 +329,7 @@ def _fit(
             noise=config.adapter.dropout > 0 or config.train.neftune_alpha > 0,
             ema=config.optim.ema,
             validate=validate if config.train.validate_every else None,
-            identity={"weights": bench.weights, "rows": bench.task.digest()},
+            identity={"weights": bench.weights, "rows": bench.task.digest},
             share=share,
             watching=watching,
         )

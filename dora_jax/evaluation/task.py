@@ -96,13 +96,15 @@ class Task:
         """The evaluated rows, in the order of `Score.correct`."""
         return tuple(EvalRow(row.task) for row in self.rows["evaluation"])
 
+    @functools.cached_property
     def digest(self) -> str:
-        """Return a short name of all rows: other data give another one."""
+        """A short name of all rows: other data give another one."""
         return digest_rows([row for split in self.rows.values() for row in split])
 
-    def split_digest(self, split: Split) -> str:
-        """Return a short name of one split's rows."""
-        return digest_rows(self.rows[split])
+    @functools.cached_property
+    def evaluation_digest(self) -> str:
+        """A short name of the evaluated rows."""
+        return digest_rows(self.rows["evaluation"])
 
     def describe(self) -> list[str]:
         """Return lines for the terminal: the rows, how they are scored, what was left out."""
