@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
-from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 
@@ -134,9 +133,7 @@ def _pair(pair: PairSummary) -> list[str]:
 
 def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
     """The headline and the figures of two methods that are compared at several points of a grid."""
-    first, second = (
-        METHOD_LABELS.get(side.arm.start, side.label) for side in (pairs[0].first, pairs[0].second)
-    )
+    first, second = pairs[0].first.arm.start_label, pairs[0].second.arm.start_label
     wins = {first: 0, second: 0}
     for pair in pairs:
         if is_shown(pair):

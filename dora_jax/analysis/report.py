@@ -1,6 +1,5 @@
 """The report of a comparison: one HTML file that needs nothing else, for screen and paper."""
 
-import functools
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from dora_jax.analysis import formatting, plots
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.conclusions import cautions, conclude, is_shown
-from dora_jax.analysis.grid_plots import axis_plots, size_plot, start_label
+from dora_jax.analysis.grid_plots import axis_plots, size_plot
 from dora_jax.analysis.plots import Plot
 from dora_jax.analysis.published import beside_published
 from dora_jax.analysis.results import ComparisonResults, RunResult
@@ -88,7 +87,7 @@ def _render(summary: Summary, drawn: dict[str, Plot | None]) -> str:
         plots=drawn,
         axes=[(title, plot) for title, plot in drawn.items() if title.startswith("Accuracy by")],
         spreads=spreads(summary),
-        start_label=functools.partial(start_label, summary),
+        start_label={m.method: m.arm.start_label for m in summary.methods}.__getitem__,
         protocols=[
             (protocol, summarize(results.by_protocol(protocol)))
             for protocol in results.protocols[1:]

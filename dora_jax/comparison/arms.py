@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dora_jax.analysis.grid_words import point_text, value_text
 from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.errors import DoraError
 from dora_jax.training.config import AdapterConfig, ExperimentConfig, GridAxis, RunMethod
@@ -140,16 +141,9 @@ def _arm(
         if not all(path in ignored for path in axis.fields):
             shown[axis.fields[0]] = values[0]
     for path, value in shown.items():
-        short = path.rsplit(".", 1)[-1]
-        name += f"-{short}{_file_name(_text(value))}"
-        label += f", {short.replace('_', ' ')} {_text(value)}"
+        name += f"-{path.rsplit('.', 1)[-1]}{_file_name(value_text(value))}"
+    label += point_text(shown)
     return ArmPlan(name, label, config.train.method, shown, start, config)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _file_name(text: str) -> str:
