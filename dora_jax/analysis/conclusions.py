@@ -99,14 +99,12 @@ def _pair(pair: PairSummary) -> list[str]:
     """The headline and the figures of one pair, from the side of the higher score."""
     leader, other, gain, low, high = _from_the_leader(pair)
     comparison = pair.comparison
-    best = max(comparison.first_accuracy, comparison.second_accuracy)
-    worst = min(comparison.first_accuracy, comparison.second_accuracy)
     extent = f"{say.plural(comparison.seeds, 'seed')}, {say.plural(comparison.rows, 'row')}"
     figures = (
         f"95{say.NBSP}% interval {say.points(low)} to {say.points(high)}; "
         f"{say.p_value(pair.p_value)}; {extent}"
     )
-    scores = f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}"
+    scores = _scores(pair)
     difference = f"a difference of {say.points(gain).lstrip('+')} points ({figures})."
     one_seed = comparison.seeds == 1
     luck = "One seed cannot separate the method from the luck of the seed: "
@@ -156,15 +154,18 @@ def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
 
 
 def _figures(pair: PairSummary) -> str:
-    leader, other, gain, low, high = _from_the_leader(pair)
-    comparison = pair.comparison
-    best = max(comparison.first_accuracy, comparison.second_accuracy)
-    worst = min(comparison.first_accuracy, comparison.second_accuracy)
+    *_, gain, low, high = _from_the_leader(pair)
     return (
-        f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}: "
-        f"{say.points(gain)} points ({say.points(low)} to {say.points(high)}; "
-        f"{say.p_value(pair.p_value)}; {say.plural(comparison.seeds, 'seed')})."
+        f"{_scores(pair)}: {say.points(gain)} points ({say.points(low)} to {say.points(high)}; "
+        f"{say.p_value(pair.p_value)}; {say.plural(pair.comparison.seeds, 'seed')})."
     )
+
+
+def _scores(pair: PairSummary) -> str:
+    """Both scores, the leader's first."""
+    leader, other, *_ = _from_the_leader(pair)
+    worst, best = sorted((pair.comparison.first_accuracy, pair.comparison.second_accuracy))
+    return f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}"
 
 
 def _missable(leader: MethodSummary, other: MethodSummary, low: float, high: float) -> str:
