@@ -43,22 +43,22 @@ def write_report(results: ComparisonResults, path: str | Path) -> Path:
         DoraError: when the file cannot be written.
     """
     summary = summarize(results)
-    drawn = _plots(summary)
+    drawn, axes = _plots(summary), axis_plots(summary)
     folder = Path(path).parent / PLOTS
-    for plot in drawn.values():
+    for plot in (*drawn.values(), *(plot for _, plot in axes)):
         if plot is not None:
             save_plot(plot, folder)
-    return write_text(path, _render(summary, drawn))
+    return write_text(path, _render(summary, drawn, axes))
 
 
 def render_report(results: ComparisonResults) -> str:
     """Return the report as a complete HTML document without outside references."""
     summary = summarize(results)
-    return _render(summary, _plots(summary))
+    return _render(summary, _plots(summary), axis_plots(summary))
 
 
 def _plots(summary: Summary) -> dict[str, Plot | None]:
-    """Return the plots by name; those of the grid's axes are named after their titles."""
+    """Return the plots by name, but for those of the grid's axes."""
     return {
         "accuracy": plots.accuracy_plot(summary),
         "difference": plots.difference_plot(summary),
@@ -68,11 +68,10 @@ def _plots(summary: Summary) -> dict[str, Plot | None]:
         "direction": plots.direction_plot(summary),
         "search": plots.search_plot(summary),
         "size": size_plot(summary),
-        **dict(axis_plots(summary)),
     }
 
 
-def _render(summary: Summary, drawn: dict[str, Plot | None]) -> str:
+def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[str, Plot]]) -> str:
     results = summary.results
     template = _TEMPLATES.get_template("report.html.jinja")
     return template.render(
@@ -85,7 +84,7 @@ def _render(summary: Summary, drawn: dict[str, Plot | None]) -> str:
         finished=_readable_time(results.finished),
         metric=METRIC_LABELS[results.data.metric],
         plots=drawn,
-        axes=[(title, plot) for title, plot in drawn.items() if title.startswith("Accuracy by")],
+        axes=axes,
         spreads=spreads(summary),
         start_label={m.method: m.arm.start_label for m in summary.methods}.__getitem__,
         protocols=[
