@@ -222,11 +222,11 @@ class Task:
                 pairs = zip(rows, scores, strict=True)
                 judged = [pick(row, options) == row.correct for row, options in pairs]
             else:
-                sampling, judge = self._writing(protocol, split)
+                sampling, verdict = self._writing(protocol, split)
                 texts = write_answers(
                     model, params, rows, sampling, self.batch_size, self.tokenizer, advance
                 )
-                judged = [judge(row, text) for row, text in zip(rows, texts, strict=True)]
+                judged = [verdict(row, text) for row, text in zip(rows, texts, strict=True)]
             correct = tuple(int(is_right or 0) for is_right in judged)
             found[protocol] = ProtocolResult(
                 sum(correct) / len(correct), correct, sum(is_right is None for is_right in judged)
