@@ -9,52 +9,33 @@ import shutil
 import pytest
 
 from dora_jax.analysis.results import BaseResult, ComparisonResults
-from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.comparison import executors, parts, reuse
 from dora_jax.comparison.arms import make_arms
 from dora_jax.comparison.compare import compare, train
 from dora_jax.errors import DoraError
 from dora_jax.training.config import (
-    AdapterConfig,
     CompareConfig,
-    DataConfig,
     EvaluationConfig,
     ExecuteConfig,
     ExperimentConfig,
-    ModelConfig,
     TrainConfig,
 )
 from dora_jax.training.runs import finish_part
-from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
-from tests.test_compare import rows
+from tests.tiny_comparison import experiment, write_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    params = our_params(hf_weights())
-    write_hf_folder(folder / "model", CONFIG, params, tokenizer(), dtype="float32")
-    for name, start, count in (("train", 0, 40), ("eval", 100, 12)):
-        lines = [json.dumps(row) + "\n" for row in rows(start, count)]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
 def config(inputs, tmp_path_factory):
     """LoRA at two ranks and magnitudes alone, two rates each."""
-    return ExperimentConfig(
+    return experiment(
+        inputs,
         name="grid",
-        model=ModelConfig(name=str(inputs / "model")),
-        data=DataConfig(
-            train=inputs / "train.jsonl",
-            eval=inputs / "eval.jsonl",
-            validation_rows=8,
-            eval_batch_size=4,
-            max_length=100,
-        ),
         evaluation=EvaluationConfig(protocols=("likelihood", "generate"), beams=2, new_tokens=4),
-        adapter=AdapterConfig(rank=2, alpha=4.0),
         train=TrainConfig(steps=2, batch_size=4),
         compare=CompareConfig(
             methods=("lora", "magnitude"),
