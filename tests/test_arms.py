@@ -50,6 +50,12 @@ def test_every_method_is_at_every_point_that_matters_to_it():
     assert by_name["full"].point == {}
 
 
+def test_what_has_no_adapters_is_once_on_any_axis_of_the_adapter():
+    compared = CompareConfig(methods=("full", "bitfit", "norms"))
+    arms = make_arms(experiment(compare=compared, grid={"adapter.modules": ("paper", "qv")}))
+    assert [a.name for a in arms] == ["full-modulespaper", "full-modulesqv", "bitfit", "norms"]
+
+
 def test_fields_that_vary_together_are_one_axis():
     grid = {"adapter.rank+adapter.alpha": [(4, 8.0), (8, 16.0)]}
     lora4, lora8, *_ = make_arms(experiment(grid=grid))
@@ -112,6 +118,21 @@ def test_each_variant_may_search_among_its_own_rates_but_as_many():
     assert lora.config.compare.learning_rates == CompareConfig().learning_rates
     with pytest.raises(DoraError, match="as many for every variant"):
         make_arms(with_rates(1e-5, 3e-5))
+
+
+def test_arms_that_differ_in_the_rates_they_train_at_are_two():
+    def arms(field, first, second, **compared):
+        variants = {
+            name: {"train.method": "lora", field: value}
+            for name, value in (("A", first), ("B", second))
+        }
+        return make_arms(experiment(variants=variants, compare=CompareConfig(**compared)))
+
+    assert len(arms("compare.learning_rates", (1e-4,), (1e-3,))) == 2
+    assert len(arms("optim.learning_rate", 1e-4, 1e-3, search_steps=0)) == 2
+    # What is searched for, or is not, is all that counts.
+    assert len(arms("optim.learning_rate", 1e-4, 1e-3)) == 1
+    assert len(arms("compare.learning_rates", (1e-4,), (1e-3,), search_steps=0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -189,5 +210,6 @@ def test_settings_of_an_arm_name_its_own_values_alone():
     assert settings["adapter"]["rank"] == 4
     assert "norm_axis" not in settings["adapter"]
     assert re.search("lora", str(settings["train"]["method"]))
-    elsewhere = dataclasses.replace(config, name="other", seeds=(1, 2))
+    # The rate of a run is that of its part.
+    elsewhere = dataclasses.replace(config, name="other", seeds=(1, 2), optim=OptimConfig())
     assert make_arms(elsewhere)[0].settings() == settings

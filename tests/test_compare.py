@@ -8,7 +8,6 @@ import pytest
 from dora_jax.analysis.results import ComparisonResults
 from dora_jax.answer import answer
 from dora_jax.checkpoint.adapter import AdapterInfo, load_model
-from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.merge import merge_to_hf
 from dora_jax.comparison import compare as comparison
 from dora_jax.comparison import evaluate as evaluating
@@ -20,46 +19,22 @@ from dora_jax.training.config import (
     CompareConfig,
     DataConfig,
     ExperimentConfig,
-    ModelConfig,
     OptimConfig,
     TrainConfig,
 )
-from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
-
-OPTIONS = ["hello", "wor", "low"]
-
-
-def rows(start, count):
-    for n in range(start, start + count):
-        output = OPTIONS[n % 3]
-        yield {"instruction": f"{n} gives {output}?", "output": output, "options": OPTIONS}
+from tests.tiny_comparison import experiment, write_inputs, write_rows
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A tiny model's folder, and files to train and evaluate on."""
-    folder = tmp_path_factory.mktemp("inputs")
-    params = our_params(hf_weights())
-    write_hf_folder(folder / "model", CONFIG, params, tokenizer(), dtype="float32")
-    for name, start, count in (("train", 0, 40), ("eval", 100, 12)):
-        lines = [json.dumps(row) + "\n" for row in rows(start, count)]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
 def config(inputs, tmp_path_factory):
-    return ExperimentConfig(
+    return experiment(
+        inputs,
         name="tiny",
-        model=ModelConfig(name=str(inputs / "model")),
-        data=DataConfig(
-            train=inputs / "train.jsonl",
-            eval=inputs / "eval.jsonl",
-            validation_rows=8,
-            eval_batch_size=4,
-            max_length=100,
-        ),
-        adapter=AdapterConfig(rank=2, alpha=4.0),
         train=TrainConfig(steps=4, batch_size=4, checkpoint_every=2),
         compare=CompareConfig(learning_rates=(1e-3, 1e-2), search_steps=2),
         out=tmp_path_factory.mktemp("run") / "whole",
@@ -137,6 +112,7 @@ def test_a_run_ends_with_how_far_it_went(config, tmp_path, capsys):
 def test_run_again_nothing_is_trained(results, config, monkeypatch):
     monkeypatch.setattr(parts, "fit", None)
     monkeypatch.setattr(workbench.Workbench, "score", None)
+    monkeypatch.setattr(parts, "Shelf", None)  # what is done is looked for nowhere
     assert facts(comparison.compare(config, "the command")) == facts(results)
 
 
@@ -252,7 +228,7 @@ def test_a_folder_of_another_config_is_refused(results, config):
 
 def test_other_rows_are_another_run(results, config, inputs, tmp_path):
     changed = tmp_path / "eval.jsonl"
-    changed.write_text("".join(json.dumps(row) + "\n" for row in rows(200, 12)))
+    write_rows(changed, 200, 12)
     (config.data.eval).rename(tmp_path / "kept")
     try:
         changed.rename(config.data.eval)

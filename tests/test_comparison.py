@@ -8,51 +8,34 @@ import shutil
 
 import pytest
 
-from dora_jax.analysis.results import ComparisonResults
-from dora_jax.checkpoint.hf import write_hf_folder
+from dora_jax.analysis.results import BaseResult, ComparisonResults
 from dora_jax.comparison import executors, parts, reuse
+from dora_jax.comparison.arms import make_arms
 from dora_jax.comparison.compare import compare, train
 from dora_jax.errors import DoraError
 from dora_jax.training.config import (
-    AdapterConfig,
     CompareConfig,
-    DataConfig,
     EvaluationConfig,
     ExecuteConfig,
     ExperimentConfig,
-    ModelConfig,
     TrainConfig,
 )
-from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
-from tests.test_compare import rows
+from dora_jax.training.runs import finish_part
+from tests.tiny_comparison import experiment, write_inputs
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    params = our_params(hf_weights())
-    write_hf_folder(folder / "model", CONFIG, params, tokenizer(), dtype="float32")
-    for name, start, count in (("train", 0, 40), ("eval", 100, 12)):
-        lines = [json.dumps(row) + "\n" for row in rows(start, count)]
-        (folder / f"{name}.jsonl").write_text("".join(lines))
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
 def config(inputs, tmp_path_factory):
     """LoRA at two ranks and magnitudes alone, two rates each."""
-    return ExperimentConfig(
+    return experiment(
+        inputs,
         name="grid",
-        model=ModelConfig(name=str(inputs / "model")),
-        data=DataConfig(
-            train=inputs / "train.jsonl",
-            eval=inputs / "eval.jsonl",
-            validation_rows=8,
-            eval_batch_size=4,
-            max_length=100,
-        ),
         evaluation=EvaluationConfig(protocols=("likelihood", "generate"), beams=2, new_tokens=4),
-        adapter=AdapterConfig(rank=2, alpha=4.0),
         train=TrainConfig(steps=2, batch_size=4),
         compare=CompareConfig(
             methods=("lora", "magnitude"),
@@ -272,6 +255,26 @@ def _killed_in_one(folder, part, environment, cores):
     if part.path == "seed-0/lora-rank2":
         os.kill(os.getpid(), 9)
     _in_process(folder, part, environment, cores)
+
+
+def test_what_is_left_to_do_and_what_became_of_a_part(tmp_path):
+    arm = make_arms(ExperimentConfig())[0]
+    base = parts.Part("base", arm)
+    diverged, failed, killed = (parts.Part("run", arm, seed, 0.1) for seed in (0, 1, 2))
+    (tmp_path / base.path).mkdir()
+    finish_part(tmp_path / base.path, BaseResult(1.0, (1,), 0.5))
+    parts.leave_failure(tmp_path / diverged.path, parts.Failed(True, "the loss is nan"))
+    parts.leave_failure(tmp_path / failed.path, parts.Failed(False, "no luck"))
+    every = [base, diverged, failed, killed]
+    assert executors.to_do(tmp_path, every) == [failed, killed]
+    assert [executors.settle(tmp_path, part, "killed") for part in every] == [
+        "base model: evaluation: done",
+        "lora, seed 0, learning rate 0.1: failed: the loss is nan",
+        "lora, seed 1, learning rate 0.1: failed: no luck",
+        "lora, seed 2, learning rate 0.1: failed: killed",
+    ]
+    assert parts.outcome(tmp_path, killed).message == "killed"
+    assert executors.to_do(tmp_path, every) == [failed, killed]
 
 
 def test_gpus_and_cores_are_shared_out(tmp_path):

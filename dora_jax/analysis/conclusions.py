@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
-from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 
@@ -100,14 +99,12 @@ def _pair(pair: PairSummary) -> list[str]:
     """The headline and the figures of one pair, from the side of the higher score."""
     leader, other, gain, low, high = _from_the_leader(pair)
     comparison = pair.comparison
-    best = max(comparison.first_accuracy, comparison.second_accuracy)
-    worst = min(comparison.first_accuracy, comparison.second_accuracy)
     extent = f"{say.plural(comparison.seeds, 'seed')}, {say.plural(comparison.rows, 'row')}"
     figures = (
         f"95{say.NBSP}% interval {say.points(low)} to {say.points(high)}; "
         f"{say.p_value(pair.p_value)}; {extent}"
     )
-    scores = f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}"
+    scores = _scores(pair)
     difference = f"a difference of {say.points(gain).lstrip('+')} points ({figures})."
     one_seed = comparison.seeds == 1
     luck = "One seed cannot separate the method from the luck of the seed: "
@@ -134,9 +131,7 @@ def _pair(pair: PairSummary) -> list[str]:
 
 def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
     """The headline and the figures of two methods that are compared at several points of a grid."""
-    first, second = (
-        METHOD_LABELS.get(side.arm.start, side.label) for side in (pairs[0].first, pairs[0].second)
-    )
+    first, second = pairs[0].first.arm.start_label, pairs[0].second.arm.start_label
     wins = {first: 0, second: 0}
     for pair in pairs:
         if is_shown(pair):
@@ -159,15 +154,18 @@ def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
 
 
 def _figures(pair: PairSummary) -> str:
-    leader, other, gain, low, high = _from_the_leader(pair)
-    comparison = pair.comparison
-    best = max(comparison.first_accuracy, comparison.second_accuracy)
-    worst = min(comparison.first_accuracy, comparison.second_accuracy)
+    *_, gain, low, high = _from_the_leader(pair)
     return (
-        f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}: "
-        f"{say.points(gain)} points ({say.points(low)} to {say.points(high)}; "
-        f"{say.p_value(pair.p_value)}; {say.plural(comparison.seeds, 'seed')})."
+        f"{_scores(pair)}: {say.points(gain)} points ({say.points(low)} to {say.points(high)}; "
+        f"{say.p_value(pair.p_value)}; {say.plural(pair.comparison.seeds, 'seed')})."
     )
+
+
+def _scores(pair: PairSummary) -> str:
+    """Both scores, the leader's first."""
+    leader, other, *_ = _from_the_leader(pair)
+    worst, best = sorted((pair.comparison.first_accuracy, pair.comparison.second_accuracy))
+    return f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}"
 
 
 def _missable(leader: MethodSummary, other: MethodSummary, low: float, high: float) -> str:

@@ -7,18 +7,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, NullFormatter, NullLocator, PercentFormatter
 
 from dora_jax.analysis import formatting as say
+from dora_jax.analysis.grid_words import axis_title
 from dora_jax.analysis.plots import method_colours
-from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.analysis.summary import MethodSummary, Summary
 from dora_jax.analysis.svg import MUTED, Plot, Table, make_plot, new_figure
 
 _WIDE = 4.0  # largest to smallest value of an axis, from which on it is drawn in powers
 _STYLES = ("-", "--", ":", "-.")  # of lines of one method, where other axes tell them apart
-
-
-def axis_title(axis: str) -> str:
-    """Return an axis as people write it: "adapter.rank" is "rank"."""
-    return axis.rsplit(".", 1)[-1].replace("_", " ")
 
 
 def axis_plots(summary: Summary) -> list[tuple[str, Plot]]:
@@ -154,14 +149,6 @@ def _key(methods: Sequence[MethodSummary]) -> tuple[str, ...]:
     for method in methods:
         first.setdefault(method.arm.start, method.method)
     return tuple(first.values())
-
-
-def start_label(summary: Summary, name: str) -> str:
-    """Return what an arm is, without its point on the grid."""
-    method = next(m for m in summary.methods if m.method == name)
-    if method.arm.start in METHOD_LABELS:
-        return METHOD_LABELS[method.arm.start]
-    return method.label
 
 
 def _percent_axis(axes: Axes) -> None:

@@ -1,6 +1,5 @@
 """The report of a comparison: one HTML file that needs nothing else, for screen and paper."""
 
-import functools
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ from markupsafe import Markup
 from dora_jax.analysis import formatting, plots
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.conclusions import cautions, conclude, is_shown
-from dora_jax.analysis.grid_plots import axis_plots, size_plot, start_label
+from dora_jax.analysis.grid_plots import axis_plots, size_plot
 from dora_jax.analysis.plots import Plot
 from dora_jax.analysis.published import beside_published
 from dora_jax.analysis.results import ComparisonResults, RunResult
@@ -44,22 +43,22 @@ def write_report(results: ComparisonResults, path: str | Path) -> Path:
         DoraError: when the file cannot be written.
     """
     summary = summarize(results)
-    drawn = _plots(summary)
+    drawn, axes = _plots(summary), axis_plots(summary)
     folder = Path(path).parent / PLOTS
-    for plot in drawn.values():
+    for plot in (*drawn.values(), *(plot for _, plot in axes)):
         if plot is not None:
             save_plot(plot, folder)
-    return write_text(path, _render(summary, drawn))
+    return write_text(path, _render(summary, drawn, axes))
 
 
 def render_report(results: ComparisonResults) -> str:
     """Return the report as a complete HTML document without outside references."""
     summary = summarize(results)
-    return _render(summary, _plots(summary))
+    return _render(summary, _plots(summary), axis_plots(summary))
 
 
 def _plots(summary: Summary) -> dict[str, Plot | None]:
-    """Return the plots by name; those of the grid's axes are named after their titles."""
+    """Return the plots by name, but for those of the grid's axes."""
     return {
         "accuracy": plots.accuracy_plot(summary),
         "difference": plots.difference_plot(summary),
@@ -69,11 +68,10 @@ def _plots(summary: Summary) -> dict[str, Plot | None]:
         "direction": plots.direction_plot(summary),
         "search": plots.search_plot(summary),
         "size": size_plot(summary),
-        **dict(axis_plots(summary)),
     }
 
 
-def _render(summary: Summary, drawn: dict[str, Plot | None]) -> str:
+def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[str, Plot]]) -> str:
     results = summary.results
     template = _TEMPLATES.get_template("report.html.jinja")
     return template.render(
@@ -86,9 +84,9 @@ def _render(summary: Summary, drawn: dict[str, Plot | None]) -> str:
         finished=_readable_time(results.finished),
         metric=METRIC_LABELS[results.data.metric],
         plots=drawn,
-        axes=[(title, plot) for title, plot in drawn.items() if title.startswith("Accuracy by")],
+        axes=axes,
         spreads=spreads(summary),
-        start_label=functools.partial(start_label, summary),
+        start_label={m.method: m.arm.start_label for m in summary.methods}.__getitem__,
         protocols=[
             (protocol, summarize(results.by_protocol(protocol)))
             for protocol in results.protocols[1:]

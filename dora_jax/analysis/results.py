@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.analysis.atomic import write_text
+from dora_jax.analysis.grid_words import point_text
 from dora_jax.analysis.records import FieldError, decode, encode
 from dora_jax.errors import DoraError
 
@@ -131,6 +132,11 @@ class Arm:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", self.start or self.name)
+
+    @property
+    def start_label(self) -> str:
+        """The method or variant that it is, for people: its label without the point."""
+        return self.label.removesuffix(point_text(self.point))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import statistics
 from dataclasses import dataclass
 
-from dora_jax.analysis.grid_plots import start_label
 from dora_jax.analysis.summary import Summary
 
 
@@ -49,7 +48,7 @@ def spreads(summary: Summary) -> tuple[Spread, ...]:
         squares = [deviation**2 for deviation in by_seed]
         found.append(
             Spread(
-                label=start_label(summary, own[0].method),
+                label=own[0].arm.start_label,
                 points=len(own),
                 best=max(accuracies),
                 worst=min(accuracies),

@@ -12,18 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dora_jax.analysis.grid_words import point_text, value_text
 from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.errors import DoraError
-from dora_jax.training.config import ExperimentConfig, GridAxis, RunMethod
+from dora_jax.training.config import AdapterConfig, ExperimentConfig, GridAxis, RunMethod
 
-# Fields of `adapter` that say nothing to a method, beside those below.
-_UNUSED: dict[str, tuple[str, ...]] = {
-    "lora": ("norm_axis", "detach_norm", "dropout_style"),
-    "dora": (),
-    "magnitude": ("rank", "alpha", "scaling", "dropout", "dropout_style", "init"),
-}
 _LOW_RANK = ("rank", "alpha", "scaling", "dropout", "dropout_style", "init")
-_FULL_UNUSED = (*_LOW_RANK, "norm_axis", "detach_norm")
+_NORM = ("norm_axis", "detach_norm")
+_ALL = tuple(field.name for field in dataclasses.fields(AdapterConfig))
+# Fields of `adapter` that say nothing to a method.
+_IGNORED: dict[str, tuple[str, ...]] = {
+    "lora": (*_NORM, "dropout_style"),
+    "dora": (),
+    "magnitude": _LOW_RANK,
+    "full": (*_LOW_RANK, *_NORM),
+    "bitfit": _ALL,
+    "norms": _ALL,
+}
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,23 @@ class ArmPlan:
     start: str
     config: ExperimentConfig
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates that are tried for it; without a search the one that is given."""
+        compare, given = self.config.compare, self.config.optim.learning_rate
+        return compare.learning_rates if compare.search_steps else (given,)
+
     def settings(self) -> dict[str, Any]:
-        """Return what its result depends on, as plain JSON, without what its method ignores."""
+        """Return what its result depends on but seed and rate, as plain JSON.
+
+        What its method ignores is left out.
+        """
         settings = self.config.settings()
         for name in ("name", "compare", "grid", "variants", "seeds"):
             settings.pop(name)
-        adapter = settings["adapter"]
-        if self.method in ("bitfit", "norms"):
-            settings["adapter"] = {}
-        else:
-            for name in _UNUSED.get(self.method, _FULL_UNUSED):
-                adapter.pop(name)
-        settings["train"]["method"] = self.method
+        settings["optim"].pop("learning_rate")
+        for name in _IGNORED[self.method]:
+            settings["adapter"].pop(name)
         return settings
 
 
@@ -75,14 +85,13 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
         for values in points:
             arm = _arm(name, label, base, dict(zip(config.grid, values, strict=True)))
             # The first of those that train alike stands for all.
-            found.setdefault(json.dumps(arm.settings(), sort_keys=True), arm)
+            found.setdefault(json.dumps([arm.settings(), arm.rates], sort_keys=True), arm)
     arms = tuple(found.values())
     names = [arm.name for arm in arms]
     repeated = {name for name in names if names.count(name) > 1}
     if repeated:
         raise DoraError(f"two arms would be called {min(repeated)!r}: rename a variant")
-    counts = {len(arm.config.compare.learning_rates) for arm in arms}
-    if config.compare.search_steps and len(counts) > 1:
+    if len({len(arm.rates) for arm in arms}) > 1:
         raise DoraError(
             "compare.learning_rates must be as many for every variant: each has the same search"
         )
@@ -123,7 +132,8 @@ def _variants(config: ExperimentConfig) -> list[tuple[str, str, ExperimentConfig
 def _arm(
     name: str, label: str, config: ExperimentConfig, point: Mapping[GridAxis, tuple[Any, ...]]
 ) -> ArmPlan:
-    start, ignored = name, _ignored(config.train.method)
+    start = name
+    ignored = [f"adapter.{field}" for field in _IGNORED[config.train.method]]
     shown: dict[str, Any] = {}
     for axis, values in point.items():
         for path, value in zip(axis.fields, values, strict=True):
@@ -131,23 +141,9 @@ def _arm(
         if not all(path in ignored for path in axis.fields):
             shown[axis.fields[0]] = values[0]
     for path, value in shown.items():
-        short = path.rsplit(".", 1)[-1]
-        name += f"-{short}{_file_name(_text(value))}"
-        label += f", {short.replace('_', ' ')} {_text(value)}"
+        name += f"-{path.rsplit('.', 1)[-1]}{_file_name(value_text(value))}"
+    label += point_text(shown)
     return ArmPlan(name, label, config.train.method, shown, start, config)
-
-
-def _ignored(method: str) -> tuple[str, ...]:
-    unused = _UNUSED.get(method, _FULL_UNUSED)
-    if method in ("bitfit", "norms"):
-        unused = (*_FULL_UNUSED, "modules", "bias", "modules_to_save")
-    return tuple(f"adapter.{name}" for name in unused)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _file_name(text: str) -> str:
@@ -156,10 +152,8 @@ def _file_name(text: str) -> str:
 
 def _replaced(config: ExperimentConfig, path: str, value: Any, where: str) -> ExperimentConfig:
     """Return a config with one dotted field replaced."""
-    section, _, name = path.rpartition(".")
+    section, name = path.split(".")
     try:
-        if not section:
-            return dataclasses.replace(config, **{name: value})
         inner = dataclasses.replace(getattr(config, section), **{name: value})
         return dataclasses.replace(config, **{section: inner})
     except (TypeError, ValueError) as error:

@@ -102,7 +102,7 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
         with WorkProgress(total, console) as progress:
             executor = make_executor(config.execute, folder, benches, progress)
             executor.run([first, *trials])
-            search = _choose(folder, config, arms, trials)
+            search = _choose(folder, arms, trials)
             rates = {trial.method: trial.learning_rate for trial in search if trial.chosen}
             runs = _runs(config, arms, rates)
             executor.run(runs)
@@ -197,8 +197,8 @@ def _identity(
     for arm in arms:
         bench = benches.of(arm)
         check_modules(arm, bench.pretrained)
-        digests[bench.task.digest()] = None
-        if bench.task.split_digest("evaluation") != first.task.split_digest("evaluation"):
+        digests[bench.task.digest] = None
+        if bench.task.evaluation_digest != first.task.evaluation_digest:
             raise DoraError(
                 f"{arm.name} would be scored on other rows, or rows that read otherwise, than "
                 f"{arms[0].name}: such scores do not compare; run a comparison for each"
@@ -213,11 +213,7 @@ def _trials(config: ExperimentConfig, arms: Sequence[ArmPlan]) -> list[Part]:
     """Every rate for every arm, all with the first seed: the same initial A and data order."""
     if not config.compare.search_steps:
         return []
-    return [
-        Part("trial", arm, config.seeds[0], rate)
-        for arm in arms
-        for rate in arm.config.compare.learning_rates
-    ]
+    return [Part("trial", arm, config.seeds[0], rate) for arm in arms for rate in arm.rates]
 
 
 def _runs(config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, float]) -> list[Part]:
@@ -228,9 +224,7 @@ def _runs(config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, fl
     ]
 
 
-def _choose(
-    folder: Path, config: ExperimentConfig, arms: Sequence[ArmPlan], trials: Sequence[Part]
-) -> list[SearchTrial]:
+def _choose(folder: Path, arms: Sequence[ArmPlan], trials: Sequence[Part]) -> list[SearchTrial]:
     """Return the trials, of each arm's the one of least validation loss chosen.
 
     Raises:

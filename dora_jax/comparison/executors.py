@@ -18,7 +18,7 @@ import jax
 from rich.console import Console
 
 from dora_jax.analysis.results import Failure
-from dora_jax.comparison.parts import Failed, Part, do_part, leave_failure, outcome
+from dora_jax.comparison.parts import Failed, Part, do_part, is_final, leave_failure, outcome
 from dora_jax.comparison.workbench import Workbenches
 from dora_jax.errors import DoraError
 from dora_jax.training.config import ExecuteConfig
@@ -60,10 +60,22 @@ def work(folder: Path, part: Part) -> None:
             do_part(folder, part, bench, progress)
 
 
-def settle(folder: Path, part: Part, ended: str) -> None:
-    """See that a part whose process has ended left an outcome; else `ended` is its failure."""
+def to_do(folder: Path, parts: Sequence[Part]) -> list[Part]:
+    """Return the parts that are to be carried out."""
+    return [part for part in parts if not is_final(outcome(folder, part))]
+
+
+def settle(folder: Path, part: Part, ended: str) -> str:
+    """See that a part whose process has ended left an outcome; else `ended` is its failure.
+
+    Returns:
+        What became of it, for people.
+    """
     if outcome(folder, part) is None:
         leave_failure(folder / part.path, Failed(False, ended))
+    found = outcome(folder, part)
+    became = f"failed: {found.message}" if isinstance(found, Failure) else "done"
+    return f"{part.label}: {became}"
 
 
 class Processes:
@@ -86,7 +98,7 @@ class Processes:
             self._places = [{} for _ in range(workers)]
 
     def run(self, parts: Sequence[Part]) -> None:
-        waiting = deque(part for part in parts if is_to_do(self._folder, part))
+        waiting = deque(to_do(self._folder, parts))
         free = list(range(len(self._places)))
         running: dict[BaseProcess, tuple[Part, int]] = {}
         try:
@@ -122,20 +134,7 @@ class Processes:
         log = self._folder / part.path / LOG_FILE
         by_signal = code is not None and code < 0
         why = f"signal {-code} (9: out of memory?)" if by_signal else f"exit code {code}"  # type: ignore[operator]
-        settle(self._folder, part, f"its process ended by {why}: see {log}")
-        self._say(f"{part.label}: {in_words(self._folder, part)}")
-
-
-def is_to_do(folder: Path, part: Part) -> bool:
-    """Whether a part is to be carried out: it has no result, and did not diverge."""
-    found = outcome(folder, part)
-    return found is None or (isinstance(found, Failure) and not found.diverged)
-
-
-def in_words(folder: Path, part: Part) -> str:
-    """Return what became of a part."""
-    found = outcome(folder, part)
-    return f"failed: {found.message}" if isinstance(found, Failure) else "done"
+        self._say(settle(self._folder, part, f"its process ended by {why}: see {log}"))
 
 
 def _in_process(folder: Path, part: Part, environment: dict[str, str], cores: list[int]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dora_jax.comparison.executors import in_words, is_to_do, settle, work
+from dora_jax.comparison.executors import settle, to_do, work
 from dora_jax.comparison.parts import Part
 from dora_jax.errors import DoraError
 from dora_jax.training.config import ExecuteConfig
@@ -51,9 +51,7 @@ class OnRay:
         task = ray.remote(
             num_cpus=config.cpus_per_run, num_gpus=config.gpus_per_run, max_retries=0
         )(work)
-        running = {
-            task.remote(self._folder, part): part for part in parts if is_to_do(self._folder, part)
-        }
+        running = {task.remote(self._folder, part): part for part in to_do(self._folder, parts)}
         try:
             while running:
                 (done,), _ = ray.wait(list(running), num_returns=1)
@@ -63,8 +61,7 @@ class OnRay:
                     ray.get(done)
                 except ray.exceptions.RayError as error:
                     ended = f"its Ray task failed: {str(error).strip().splitlines()[-1]}"
-                settle(self._folder, part, ended)
-                self._say(f"{part.label}: {in_words(self._folder, part)}")
+                self._say(settle(self._folder, part, ended))
         finally:
             for left in running:
                 ray.cancel(left)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dora_jax.comparison.executors import in_words, is_to_do, settle, work
+from dora_jax.comparison.executors import settle, to_do, work
 from dora_jax.comparison.parts import Part
 from dora_jax.errors import DoraError
 from dora_jax.training.config import ExecuteConfig
@@ -55,18 +55,18 @@ class OnSlurm:
         )
 
     def run(self, parts: Sequence[Part]) -> None:
-        to_do = [part for part in parts if is_to_do(self._folder, part)]
-        if not to_do:
+        waiting = to_do(self._folder, parts)
+        if not waiting:
             return
         with self._jobs.batch():
-            jobs = [self._jobs.submit(work, self._folder, part) for part in to_do]
-        running = dict(zip(jobs, to_do, strict=True))
+            jobs = [self._jobs.submit(work, self._folder, part) for part in waiting]
+        running = dict(zip(jobs, waiting, strict=True))
         try:
             while running:
                 for job in [job for job in running if job.done()]:
                     part = running.pop(job)
-                    settle(self._folder, part, f"job {job.job_id} failed: see {job.paths.stderr}")
-                    self._say(f"{part.label}: {in_words(self._folder, part)}")
+                    ended = f"job {job.job_id} failed: see {job.paths.stderr}"
+                    self._say(settle(self._folder, part, ended))
                 if running:
                     time.sleep(_POLL_S)
         finally:

@@ -101,17 +101,16 @@ class Part:
         return TRAIN_PASSES * trained + bench.task.tokens(self.split)
 
     def settings(self, bench: Workbench) -> dict[str, Any]:
-        """Return all that the result depends on but the code."""
-        settings = {
+        """Return all that the result of training depends on but the code."""
+        return {
             "kind": self.kind,
             "steps": self.steps,
             "weights": bench.weights,
-            "rows": bench.task.digest(),
+            "rows": bench.task.digest,
+            "seed": self.seed,
+            "rate": self.rate,
+            "arm": self.arm.settings(),
         }
-        if self.kind == "base":
-            config = self.arm.config.settings()
-            return settings | {name: config[name] for name in ("model", "evaluation")}
-        return settings | {"seed": self.seed, "rate": self.rate, "arm": self.arm.settings()}
 
 
 @dataclass(frozen=True)
@@ -140,6 +139,11 @@ def outcome(folder: Path, part: Part) -> Result | Failure | None:
     return Failure(part.arm.name, part.seed, part.rate, failed.diverged, failed.message)
 
 
+def is_final(found: Result | Failure | None) -> bool:
+    """Whether nothing is left to do about a part: it has a result, or it diverged."""
+    return found.diverged if isinstance(found, Failure) else found is not None
+
+
 def do_part(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> None:
     """Carry a part out, or find that it is done; leave its result, or why there is none.
 
@@ -154,14 +158,13 @@ def do_part(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) 
         KeyboardInterrupt, Preempted: when told to stop.
     """
     own = folder / part.path
-    config = bench.config
-    shelf = Shelf(folder.parent, part.settings(bench), config.execute.reuse and part.kind != "base")
     found = outcome(folder, part)
-    if found is None and shelf.take(own):
-        progress.say(f"{part.label}: found finished, {shelf.origin}")
+    may_reuse = bench.config.execute.reuse and part.kind != "base" and not is_final(found)
+    shelf = Shelf(folder.parent, part.settings(bench)) if may_reuse else None
+    if found is None and shelf is not None and (origin := shelf.take(own)):
+        progress.say(f"{part.label}: found finished, {origin}")
         found = outcome(folder, part)
-    is_lost = isinstance(found, Failure) and not found.diverged
-    if found is not None and not is_lost:
+    if is_final(found):
         progress.skip(part.work(bench))
         return
     if is_first():
@@ -182,6 +185,7 @@ def do_part(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) 
         if is_first():
             # What it needed to continue is of no use any more.
             shutil.rmtree(own / CHECKPOINTS, ignore_errors=True)
+        if shelf is not None:
             shelf.put(own)
         progress.say(words)
     all_arrive(part.path)
@@ -326,7 +330,7 @@ def _fit(
             noise=config.adapter.dropout > 0 or config.train.neftune_alpha > 0,
             ema=config.optim.ema,
             validate=validate if config.train.validate_every else None,
-            identity={"weights": bench.weights, "rows": bench.task.digest()},
+            identity={"weights": bench.weights, "rows": bench.task.digest},
             share=share,
             watching=watching,
         )

@@ -16,7 +16,7 @@ import jax
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.processes import first_decides, is_first
-from dora_jax.training.runs import RESULTS_FILE, environment
+from dora_jax.training.runs import RESULTS_FILE, package_versions
 
 SHELF = "reuse"
 
@@ -27,22 +27,16 @@ class Shelf:
     Args:
         parent: the folder that holds the run folders.
         settings: what the result depends on, as JSON.
-        is_used: whether anything is taken or put.
     """
 
-    def __init__(self, parent: Path, settings: dict[str, Any], is_used: bool):
+    def __init__(self, parent: Path, settings: dict[str, Any]):
         text = json.dumps([settings, _place()], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:32]
         self._file = parent / SHELF / f"{key}.json"
-        self._is_used = is_used
-        self.origin = ""
 
-    def take(self, folder: Path) -> bool:
-        """Copy a finished part into `folder`, if there is one; say whether there was."""
-        if not self._is_used:
-            return False
-        self.origin = first_decides(lambda: self._take(folder) or "")
-        return bool(self.origin)
+    def take(self, folder: Path) -> str | None:
+        """Copy a finished part into `folder`, if there is one; return where it was found."""
+        return first_decides(lambda: self._take(folder))
 
     def _take(self, folder: Path) -> str | None:
         try:
@@ -60,7 +54,7 @@ class Shelf:
 
     def put(self, folder: Path) -> None:
         """Say that a finished part lies in `folder`."""
-        if self._is_used and is_first():
+        if is_first():
             self._file.parent.mkdir(exist_ok=True)
             write_text(self._file, json.dumps({"folder": str(folder.absolute())}) + "\n")
 
@@ -83,6 +77,6 @@ def _code() -> str:
 
 
 def _place() -> list[Any]:
-    packages = dict(environment()["versions"])
-    packages.pop("dora-jax", None)  # its code is named itself
+    # Our own code is named itself.
+    packages = {name: v for name, v in package_versions().items() if name != "dora-jax"}
     return [_code(), packages, jax.devices()[0].device_kind, jax.device_count()]

@@ -231,8 +231,8 @@ class DoraLM(TemplateLM):
         given = {name: value for name, value in arguments.items() if value is not None}
         until = given.pop("until", ())
         stop = (until,) if isinstance(until, str) else tuple(until)
-        samples = bool(given.pop("do_sample", False))
-        temperature = float(given.pop("temperature", 1.0 if samples else 0.0))
+        samples = given.pop("do_sample", "temperature" in given)
+        temperature = float(given.pop("temperature", 1.0))
         lengths = [given.pop(n) for n in ("max_gen_toks", "max_new_tokens") if n in given]
         seed = int(given.pop("seed", 0))
         unknown = [name for name in given if name not in _SAMPLING]
@@ -252,7 +252,7 @@ class DoraLM(TemplateLM):
         return (
             Sampling(
                 max_new_tokens=int(lengths[0]) if lengths else _MAX_NEW_TOKENS,
-                temperature=temperature if samples or temperature else 0.0,
+                temperature=temperature if samples else 0.0,
                 seed=seed,
                 **given,
             ),

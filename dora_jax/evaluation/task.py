@@ -99,13 +99,15 @@ class Task:
         """The evaluated rows, in the order of `Score.correct`."""
         return tuple(EvalRow(row.task) for row in self.rows["evaluation"])
 
+    @functools.cached_property
     def digest(self) -> str:
-        """Return a short name of all rows: other data give another one."""
+        """A short name of all rows: other data give another one."""
         return digest_rows([row for split in self.rows.values() for row in split])
 
-    def split_digest(self, split: Split) -> str:
-        """Return a short name of one split's rows."""
-        return digest_rows(self.rows[split])
+    @functools.cached_property
+    def evaluation_digest(self) -> str:
+        """A short name of the evaluated rows."""
+        return digest_rows(self.rows["evaluation"])
 
     def describe(self) -> list[str]:
         """Return lines for the terminal: the rows, how they are scored, what was left out."""
@@ -226,7 +228,7 @@ class Task:
                 pairs = zip(rows, scores, strict=True)
                 judged = [pick(row, options) == row.correct for row, options in pairs]
             else:
-                sampling, judge = self._writing(protocol, split)
+                sampling, verdict = self._writing(protocol, split)
                 texts = write_answers(
                     model,
                     params,
@@ -237,7 +239,7 @@ class Task:
                     advance,
                     self.vision,
                 )
-                judged = [judge(row, text) for row, text in zip(rows, texts, strict=True)]
+                judged = [verdict(row, text) for row, text in zip(rows, texts, strict=True)]
             correct = tuple(int(is_right or 0) for is_right in judged)
             found[protocol] = ProtocolResult(
                 sum(correct) / len(correct), correct, sum(is_right is None for is_right in judged)

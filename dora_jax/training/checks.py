@@ -27,10 +27,10 @@ def require_seed(name: str, seed: int) -> None:
     require(0 <= seed < 2**32, name, seed, "at least 0 and below 2**32")
 
 
-def require_count(name: str, value: object) -> None:
-    """Require a whole number of at least 1."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 1, name, value, "a whole number of at least 1")  # type: ignore[operator]
+def require_count(name: str, value: object, least: int = 1) -> None:
+    """Require a whole number of at least `least`."""
+    allowed = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(allowed, name, value, f"a whole number of at least {least}")
 
 
 def require_pattern(name: str, pattern: str) -> None:
@@ -39,9 +39,3 @@ def require_pattern(name: str, pattern: str) -> None:
         re.compile(pattern)
     except re.error as error:
         raise DoraError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
-
-
-def require_count_or_none(name: str, value: object) -> None:
-    """Require a whole number of at least 0, where 0 means none."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    require(whole and value >= 0, name, value, "a whole number of at least 0")  # type: ignore[operator]

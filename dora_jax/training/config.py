@@ -20,7 +20,6 @@ from dora_jax.training.checks import (
     require,
     require_choice,
     require_count,
-    require_count_or_none,
     require_seed,
 )
 from dora_jax.training.grid import SEARCHED, GridAxis, require_varies
@@ -129,7 +128,7 @@ class ExecuteConfig:
         require_choice("execute.executor", self.executor, Executor)
         for name in ("workers", "cpus_per_run", "minutes"):
             require_count(f"execute.{name}", getattr(self, name))
-        require_count_or_none("execute.gpus_per_run", self.gpus_per_run)
+        require_count("execute.gpus_per_run", self.gpus_per_run, least=0)
         object.__setattr__(self, "gpus", tuple(str(gpu) for gpu in self.gpus))
 
 
@@ -174,7 +173,7 @@ class ExperimentConfig:
         self._check_varying()
         for name in self.track:
             require_choice("track", name, TrackerName)
-        require_count_or_none("profile", self.profile)
+        require_count("profile", self.profile, least=0)
         require(len(self.seeds) > 0, "seeds", self.seeds, "at least one seed")
         for seed in self.seeds:
             require_seed("seeds", seed)

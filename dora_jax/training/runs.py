@@ -7,12 +7,13 @@ there, and that file is written last and in one step.
 
 import contextlib
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,18 +33,24 @@ _PACKAGES = ("dora-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "
 T = TypeVar("T")
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, devices and the git commit of the code (None outside a checkout)."""
+@functools.cache
+def package_versions() -> Mapping[str, str]:
+    """Return the versions of our own package and of those that compute."""
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, devices and the git commit of the code (None outside a checkout)."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "devices": [f"{d.platform}: {d.device_kind}" for d in jax.devices()],
-        "versions": versions,
+        "versions": package_versions(),
         "git_commit": _git_commit(),
     }
 

@@ -26,7 +26,6 @@ from dora_jax.training.checks import (
     require,
     require_choice,
     require_count,
-    require_count_or_none,
     require_pattern,
     require_seed,
 )
@@ -141,7 +140,7 @@ class DataConfig:
         for name in ("train_rows", "eval_rows", "max_length", "eval_batch_size", "buckets"):
             require_count(f"data.{name}", getattr(self, name))
         for name in ("read_ahead", "workers", "validation_rows"):
-            require_count_or_none(f"data.{name}", getattr(self, name))
+            require_count(f"data.{name}", getattr(self, name), least=0)
         for name, choices in (
             ("form", Form),
             ("train_on", TrainOn),
@@ -370,7 +369,7 @@ class TrainConfig:
         require(0 <= smoothing < 1, "train.label_smoothing", smoothing, "in [0, 1)")
         require(0 <= alpha < math.inf, "train.neftune_alpha", alpha, "finite and at least 0")
         for name in ("validate_every", "patience"):
-            require_count_or_none(f"train.{name}", getattr(self, name))
+            require_count(f"train.{name}", getattr(self, name), least=0)
         require_choice("train.select", self.select, Literal["last", "best"])
         for name, given in (("patience", self.patience), ("select", self.select == "best")):
             if given and not self.validate_every:

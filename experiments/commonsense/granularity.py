@@ -6,15 +6,9 @@ down. The modules that a variant does not name are frozen.
 
 from smollm2 import study
 
-_RATES = (1e-3, 3e-3, 1e-2)
-
 
 def _variant(method: str, modules: str) -> dict[str, object]:
-    return {
-        "train.method": method,
-        "adapter.modules": modules,
-        "compare.learning_rates": _RATES,
-    }
+    return {"train.method": method, "adapter.modules": modules}
 
 
 config = study(

@@ -3,21 +3,18 @@
 The pairs add the paper's half-rank question: DoRA at a rank against LoRA at twice that.
 """
 
-from published import published_ranks
-from smollm2 import LOW_RANK_RATES, study
+import dataclasses
 
-from dora_jax.training.config import CompareConfig
+from published import published_ranks
+from smollm2 import COMPARE, study
 
 RANKS = (4, 8, 16, 32, 64)
 config = study(
     "commonsense-rank",
     "cloze",
     grid={"adapter.rank+adapter.alpha": [(rank, 2.0 * rank) for rank in RANKS]},
-    compare=CompareConfig(
-        methods=("lora", "dora"),
-        learning_rates=LOW_RANK_RATES,
-        search_steps=15,
-        pairs=tuple((f"dora-rank{r}", f"lora-rank{2 * r}") for r in RANKS[:-1]),
+    compare=dataclasses.replace(
+        COMPARE, pairs=tuple((f"dora-rank{r}", f"lora-rank{2 * r}") for r in RANKS[:-1])
     ),
     published=published_ranks(),
 )

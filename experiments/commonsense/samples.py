@@ -1,8 +1,6 @@
 """Sample count (the paper's Figure 5): one epoch of 1,000 to 10,000 rows, LoRA and DoRA."""
 
-from smollm2 import LOW_RANK_RATES, study
-
-from dora_jax.training.config import CompareConfig
+from smollm2 import study
 
 # Questions of the cloze form that share an optimizer step: 4 packed rows of 256 tokens.
 _ROWS_A_STEP = 44
@@ -14,5 +12,4 @@ config = study(
             (rows, round(rows / _ROWS_A_STEP)) for rows in (1000, 4000, 7000, 10_000)
         ]
     },
-    compare=CompareConfig(methods=("lora", "dora"), learning_rates=LOW_RANK_RATES, search_steps=15),
 )

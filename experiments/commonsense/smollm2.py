@@ -7,6 +7,7 @@ likelihood) and `smollm2_index.py` (the paper's: the answer names a label).
 The rows are expected in `data/commonsense`: train.jsonl.gz, and one JSONL file for each task.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from dora_jax.training.config import (
 
 DATA = Path("data/commonsense")
 # Each method has three rates, half a decade apart, around those that suit it.
-LOW_RANK_RATES = (1e-3, 3e-3, 1e-2)
+COMPARE = CompareConfig(learning_rates=(1e-3, 3e-3, 1e-2), search_steps=15)
 VARIANTS: dict[str, dict[str, Any]] = {
     "LoRA": {"train.method": "lora"},
     "DoRA": {"train.method": "dora"},
@@ -37,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "compare.learning_rates": (3e-5, 1e-4, 3e-4),
     },
 }
-RANKS = {"adapter.rank+adapter.alpha": ((4, 8.0), (8, 16.0))}
 
 
 def study(name: str, form: str, **changes: Any) -> ExperimentConfig:
@@ -70,7 +70,19 @@ def study(name: str, form: str, **changes: Any) -> ExperimentConfig:
         "optim": OptimConfig(schedule="linear", warmup_ratio=0.1),
         # Rows of 256 tokens, with some six questions each in the cloze form, three in the other.
         "train": TrainConfig(steps=60, batch_size=4, checkpoint_every=20),
-        "compare": CompareConfig(learning_rates=LOW_RANK_RATES, search_steps=15),
+        "compare": COMPARE,
         "seeds": (0, 1, 2),
     }
     return ExperimentConfig(name=name, **(fields | changes))
+
+
+def at_two_ranks(name: str, form: str) -> ExperimentConfig:
+    """Return the study of all methods, with those that have a rank at two of them."""
+    return study(
+        name,
+        form,
+        variants=VARIANTS,
+        grid={"adapter.rank+adapter.alpha": ((4, 8.0), (8, 16.0))},
+        # Is half the rank enough?
+        compare=dataclasses.replace(COMPARE, pairs=(("dora-rank4", "lora-rank8"),)),
+    )

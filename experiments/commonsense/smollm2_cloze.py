@@ -1,17 +1,5 @@
 """SmolLM2-135M, cloze form: LoRA and DoRA at two ranks, magnitudes alone, full fine-tuning."""
 
-from smollm2 import LOW_RANK_RATES, RANKS, VARIANTS, study
+from smollm2 import at_two_ranks
 
-from dora_jax.training.config import CompareConfig
-
-config = study(
-    "commonsense-smollm2-cloze",
-    "cloze",
-    variants=VARIANTS,
-    grid=RANKS,
-    compare=CompareConfig(
-        learning_rates=LOW_RANK_RATES,
-        search_steps=15,
-        pairs=(("dora-rank4", "lora-rank8"),),  # is half the rank enough?
-    ),
-)
+config = at_two_ranks("commonsense-smollm2-cloze", "cloze")

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -160,6 +161,25 @@ def test_published_rows_stand_beside_our_own():
     assert other[2] == (60.0, None)
     assert beside_published(summarize(on_grid())) is None
     assert "Beside the published figures" in render_report(on_grid(published=published))
+
+
+def test_what_stands_for_all_points_of_a_grid_is_called_without_one():
+    """Variants as well as methods: in the headline, the table of spreads and the plots' keys."""
+    variants = tuple(
+        dataclasses.replace(arm, label=f"Our {arm.label}", start=f"our-{arm.start}") for arm in ARMS
+    )
+    assert [arm.start_label for arm in ARMS[:2]] == ["LoRA", "LoRA"]
+    assert variants[2].start_label == "Our DoRA"
+    many = Arm("a", "A, rank 4, norm axis in", "dora", {RANK: 4, "adapter.norm_axis": "in"})
+    assert many.start_label == "A"
+    results = dataclasses.replace(on_grid(), arms=variants)
+    summary = summarize(results)
+    assert conclude(summary).headline.startswith("Our DoRA was better than Our LoRA at 1 of 2")
+    assert [s.label for s in spreads(summary)] == ["Our LoRA", "Our DoRA", "Our Magnitude only"]
+    page = render_report(results)
+    drawn = page[page.index("<h3>Accuracy by rank") :]
+    key = re.findall(r"</span>([^<]+)</span>", drawn[: drawn.index('<div role="img"')])
+    assert key == ["Our LoRA", "Our DoRA", "Our Magnitude only"]
 
 
 def test_other_protocols_are_reported_beside_the_main_one():

@@ -113,15 +113,18 @@ def test_texts_are_written_as_generate_writes_them(model):
             ("hello", given),
             ("low", given | {"num_beams": 3}),
             ("low", given | {"do_sample": True, "temperature": 0.7, "top_k": 5, "seed": 3}),
+            ("low", given | {"do_sample": False, "temperature": 5.0, "seed": 3}),
         )
     )
     samplings = [
         Sampling(6),
         Sampling(6, num_beams=3),
         Sampling(6, temperature=0.7, top_k=5, seed=3),
+        Sampling(6),
     ]
     params, words = our_params(hf_weights()), tokenizer()
-    for text, prompt, sampling in zip(found, ("hello", "low", "low"), samplings, strict=True):
+    prompts = ("hello", "low", "low", "low")
+    for text, prompt, sampling in zip(found, prompts, samplings, strict=True):
         (expected,) = generate(
             Llama(CONFIG), params, [prompt], sampling, tokenizer=words, stop=["wor"]
         )
@@ -130,6 +133,24 @@ def test_texts_are_written_as_generate_writes_them(model):
         model.generate_until(asked("generate_until", ("a", {"top_q": 1})))
     with pytest.raises(DoraError, match="max_gen_toks 128 leaves no room"):
         model.generate_until(asked("generate_until", ("a", {"max_gen_toks": 128})))
+
+
+@pytest.mark.parametrize(
+    ("given", "temperature"),
+    [
+        ({}, 0.0),
+        ({"temperature": 0.7}, 0.7),
+        ({"do_sample": None, "temperature": 0.7}, 0.7),
+        ({"do_sample": True}, 1.0),
+        ({"do_sample": True, "temperature": 0.7}, 0.7),
+        ({"do_sample": True, "temperature": 0}, 0.0),
+        ({"do_sample": False}, 0.0),
+        ({"do_sample": False, "temperature": 0.7}, 0.0),
+    ],
+)
+def test_it_samples_when_asked_to_and_never_when_asked_not_to(model, given, temperature):
+    sampling, _ = model._sampling(given)
+    assert sampling.temperature == temperature
 
 
 def write_tasks(folder):

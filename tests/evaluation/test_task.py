@@ -67,9 +67,9 @@ def test_rows_are_taken_at_random_up_to_the_limits(data):
     task = load_task(config, tokenizer())
     assert [len(task.rows[s]) for s in ("train", "validation", "evaluation")] == [5, 3, 2]
     assert task.info.skipped["train"]["beyond data.train_rows"] == 19 - 8
-    assert load_task(config, tokenizer()).digest() == task.digest()
+    assert load_task(config, tokenizer()).digest == task.digest
     other = load_task(data(validation_rows=3, train_rows=5, eval_rows=2, seed=1), tokenizer())
-    assert other.digest() != task.digest()
+    assert other.digest != task.digest
 
 
 def test_free_answers_are_matched_and_options_chosen(data, tmp_path):
@@ -241,7 +241,7 @@ def test_a_mixture_is_drawn_by_its_weights(tmp_path, data):
         for tokens, positions in zip(made.tokens, made.label_positions, strict=True)
     ]
     assert sum(drawn) in (22, 23)  # three quarters of an epoch
-    assert load_task(config, tokenizer()).digest() == task.digest()
+    assert load_task(config, tokenizer()).digest == task.digest
 
 
 @pytest.mark.parametrize("packing", ["none", "pack", "bucket"])

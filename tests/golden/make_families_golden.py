@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.golden.writing import write_by_name
 from tests.models.families import FAMILIES, NEW_TOKENS, SEEN, SIZES, TOKENS, weight
 
 TARGET = Path(__file__).with_name("families.json")
@@ -71,11 +72,7 @@ def main() -> None:
         found[family] = {"config": _config(model), "shapes": shapes, **outputs(model)}
         largest = np.abs(found[family]["logits"]).max()
         print(f"{family}: largest logit {largest:.2f}")
-    lines = ",\n".join(
-        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}"
-        for name, value in found.items()
-    )
-    TARGET.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    write_by_name(TARGET, found)
 
 
 if __name__ == "__main__":

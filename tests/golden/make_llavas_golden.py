@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from tests.golden.writing import write_by_name
 from tests.models.families import FAMILIES, weight
 from tests.models.llavas import (
     GOLDEN,
@@ -88,11 +89,7 @@ def main() -> None:
             "logits": np.round(np.stack(logits), 5).tolist(),
             "greedy": greedy,
         }
-    lines = ",\n".join(
-        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}"
-        for name, value in found.items()
-    )
-    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    write_by_name(GOLDEN, found)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ entries of every merged weight. The factors start from values that their names t
 Run in the parity environment: python -m tests.golden.make_peft_golden
 """
 
-import json
 import shutil
 import warnings
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 
 from tests.checkpoint.peft_cases import BATCHES, CASES, DECAY, GOLDEN, RATE, initial
 from tests.golden.make_families_golden import peer
+from tests.golden.writing import write_by_name
 from tests.models.families import SEEN, TOKENS
 
 ENTRIES = 12  # of each merged weight, evenly spread
@@ -101,11 +101,7 @@ def main() -> None:
         (GOLDEN / name / "README.md").unlink()
         found[name] = {"losses": losses, **outputs(model, CASES[name][0])}
         print(f"{name}: loss {losses[0]:.4f} to {losses[-1]:.4f}")
-    lines = ",\n".join(
-        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}"
-        for name, value in found.items()
-    )
-    (GOLDEN / "outputs.json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    write_by_name(GOLDEN / "outputs.json", found)
 
 
 if __name__ == "__main__":

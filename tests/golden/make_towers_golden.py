@@ -6,6 +6,7 @@ Run in the parity environment: python -m tests.golden.make_towers_golden
 import json
 from typing import Any
 
+from tests.golden.writing import write_by_name
 from tests.models.families import weight
 from tests.models.towers import GOLDEN, IMAGES, LAYERS, SEEN, SIZES, TOWERS
 
@@ -52,11 +53,7 @@ def main() -> None:
         kept.pop("transformers_version", None)
         shapes = {name: list(p.shape) for name, p in model.named_parameters()}
         found[tower] = {"config": kept, "tensors": shapes, **features(model)}
-    lines = ",\n".join(
-        f"{json.dumps(name)}: {json.dumps(value, separators=(',', ':'))}"
-        for name, value in found.items()
-    )
-    GOLDEN.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    write_by_name(GOLDEN, found)
 
 
 if __name__ == "__main__":
