@@ -26,7 +26,8 @@ def json_rows(path: Path, sample: str = SAMPLE) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         if line.lstrip().startswith("[") and ".jsonl" not in path.suffixes:
-            rows = _parse("\n" * (number - 1) + line + "".join(more for _, more in lines), path, sample)
+            text = "\n" * (number - 1) + line + "".join(more for _, more in lines)
+            rows = _parse(text, path, sample)
             yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
             return
         where = f"{path}, line {number}"

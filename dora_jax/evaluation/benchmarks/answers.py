@@ -4,6 +4,7 @@ Nothing is left out silently: a report says how many answers are missing, blank,
 without anything that the benchmark's rule could read, and names the first of them.
 """
 
+import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import Any
 
 from dora_jax.data.jsonl import json_rows
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.fields import id_of, value_of, wrong
+from dora_jax.evaluation.benchmarks.fields import WAY_OUT, id_of, value_of, wrong
 from dora_jax.evaluation.benchmarks.question import Question
 
 _SAMPLE = '{"question_id": 262148000, "text": "down"}'
@@ -49,17 +50,14 @@ class Unmatched:
         unread: questions whose answer says nothing that the rule can read: they count as wrong.
     """
 
-    missing: tuple[str, ...]
-    blank: tuple[str, ...]
-    extra: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Return the number of each, and the first of them by name."""
-        return {
-            name: {"count": len(ids), "first": list(ids[:_NAMED])}
-            for name, ids in vars(self).items()
-        }
+        return {name: named(ids) for name, ids in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -93,19 +91,29 @@ class Report:
         }
 
 
+def named(ids: Sequence[str]) -> dict[str, Any]:
+    """Return how many ids there are, and the first of them."""
+    return {"count": len(ids), "first": list(ids[:_NAMED])}
+
+
 def percent(marks: Iterable[float]) -> float:
     """Return the mean of marks from 0 to 1, in per cent."""
     found = list(marks)
     return 100 * sum(found) / len(found)
 
 
-def unmatched(questions: Sequence[Question], answers: Mapping[str, str]) -> Unmatched:
-    """Return which questions have no answer, or a blank one, and which answers no question."""
-    asked = {question.id for question in questions}
+def unmatched(asked: Iterable[str], answers: Mapping[str, str]) -> Unmatched:
+    """Return which questions have no answer, or a blank one, and which answers no question.
+
+    Args:
+        asked: the questions' ids.
+        answers: by question.
+    """
+    ids = dict.fromkeys(asked)
     return Unmatched(
-        missing=tuple(q.id for q in questions if q.id not in answers),
-        blank=tuple(q.id for q in questions if not answers.get(q.id, "blank").strip()),
-        extra=tuple(one for one in answers if one not in asked),
+        missing=tuple(one for one in ids if one not in answers),
+        blank=tuple(one for one in ids if one in answers and not answers[one].strip()),
+        extra=tuple(one for one in answers if one not in ids),
     )
 
 
@@ -134,35 +142,35 @@ def mark(
     Args:
         questions: with references.
         answers: by question.
-        rule: a question and what was answered to the answer's mark, from 0 to 1; None where the
-            text holds no answer.
+        rule: a question and what was answered, without space around it, to the answer's mark, from
+            0 to 1; None where the text holds no answer.
 
     Raises:
         DoraError: when a question has no reference.
     """
     check_references(questions)
-    found = unmatched(questions, answers)
+    found = unmatched((question.id for question in questions), answers)
     marks: dict[str, float] = dict.fromkeys(found.missing, 0.0)
     unread = []
     for question in questions:
         if question.id in answers:
-            given = rule(question, answers[question.id])
+            given = rule(question, answers[question.id].strip())
             marks[question.id] = given or 0.0
             if given is None:
                 unread.append(question.id)
-    return Report(
-        questions, marks, Unmatched(found.missing, found.blank, found.extra, tuple(unread))
-    )
+    return Report(questions, marks, dataclasses.replace(found, unread=tuple(unread)))
 
 
-def check_unique(questions: Sequence[Question], source: object) -> None:
-    """Refuse questions of one id.
+def check_questions(questions: Sequence[Question], source: object) -> None:
+    """Refuse a file without questions, or with two of one id.
 
     Raises:
-        DoraError: naming it and the file.
+        DoraError: naming the file, and the id.
     """
+    if not questions:
+        raise DoraError(f"{source}: holds no questions; {WAY_OUT}")
     seen: set[str] = set()
     for question in questions:
         if question.id in seen:
-            raise DoraError(f"{source}: has question {question.id!r} twice; keep one of them")
+            raise DoraError(f"{source}: has question {question.id!r} twice; {WAY_OUT}")
         seen.add(question.id)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import Report, mark
+from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
 from dora_jax.evaluation.benchmarks.fields import WAY_OUT, text_of, value_of
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 from dora_jax.json_file import read_json_object
@@ -27,8 +26,6 @@ def read(questions: Path, images: Path) -> list[Question]:
         DoraError: naming the file, question and field.
     """
     raw = read_json_object(questions, WAY_OUT)
-    if not raw:
-        raise DoraError(f"{questions}: holds no questions; {WAY_OUT}")
     found = []
     for name, row in raw.items():
         where = f"{questions}, question {name}"
@@ -44,6 +41,7 @@ def read(questions: Path, images: Path) -> list[Question]:
                 groups=_groups(row, where) if answered else {},
             )
         )
+    check_questions(found, questions)
     return found
 
 

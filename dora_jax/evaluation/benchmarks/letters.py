@@ -14,7 +14,6 @@ def scienceqa_letter(text: str) -> str | None:
     A letter of A to E alone; or at the beginning, with a full stop and a space behind it; or, once
     only, in "The answer is X", with any sign behind it. Any other text says no letter, "B." too.
     """
-    text = text.strip()
     found = re.fullmatch("[A-E]", text) or re.match(r"[A-E](?=\. )", text)
     if found:
         return found.group()

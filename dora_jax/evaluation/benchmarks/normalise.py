@@ -6,15 +6,13 @@ VQA's published evaluation to the letter, its oddities with them: numbers are co
 
 import re
 
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 # Of a text's periods the published rule looks at so many only.
 _MOST_PERIODS = 32
-_NUMBERS = {
-    word: str(number)
-    for number, word in enumerate("zero one two three four five six seven eight nine ten".split())
-} | {"none": "0"}
+_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(number) for number, word in enumerate(_COUNTED)} | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 # Each stands for what it becomes with one of its apostrophes left out: "dont", "couldntve".
 _CONTRACTED = """

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.data.jsonl import json_rows
-from dora_jax.errors import DoraError
 from dora_jax.evaluation.benchmarks.answers import (
     Unmatched,
     check_references,
-    check_unique,
+    check_questions,
     unmatched,
 )
-from dora_jax.evaluation.benchmarks.fields import WAY_OUT, id_of, text_of, wrong
+from dora_jax.evaluation.benchmarks.fields import id_of, text_of, wrong
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 
 _SAMPLE = (
@@ -43,10 +42,9 @@ def read(files: Sequence[Path], images: Path) -> list[Question]:
     for path in files:
         subset = path.stem.rpartition("_")[2]
         rows = [_question(subset, row, images, where) for where, row in json_rows(path, _SAMPLE)]
-        if not rows:
-            raise DoraError(f"{path}: holds no questions; {WAY_OUT}")
+        check_questions(rows, path)
         found += rows
-    check_unique(found, ", ".join(map(str, files)))
+    check_questions(found, ", ".join(map(str, files)))
     return found
 
 
@@ -146,4 +144,4 @@ def score(questions: Sequence[Question], answers: Mapping[str, str]) -> PopeRepo
         )
         for name, found in counts.items()
     }
-    return PopeReport(subsets, unmatched(questions, answers))
+    return PopeReport(subsets, unmatched((question.id for question in questions), answers))

@@ -10,7 +10,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import Report, mark
+from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
 from dora_jax.evaluation.benchmarks.fields import (
     WAY_OUT,
     number_of,
@@ -49,6 +49,7 @@ def read(problems: Path, splits: Path, images: Path, split: str = "test") -> lis
                 f"{problems}: has no problem {name}, which is in {split!r} of {splits}; {WAY_OUT}"
             )
         found.append(_question(name, raw[name], images, f"{problems}, problem {name}"))
+    check_questions(found, f"{splits}, {split!r}")
     return found
 
 

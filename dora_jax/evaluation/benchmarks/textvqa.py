@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import Report, check_unique, mark
+from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
 from dora_jax.evaluation.benchmarks.fields import (
     WAY_OUT,
     id_of,
@@ -64,7 +64,7 @@ def read(annotations: Path, images: Path, ocr: Path | None = None) -> list[Quest
                 references=references,
             )
         )
-    check_unique(found, annotations)
+    check_questions(found, annotations)
     return found
 
 

@@ -11,7 +11,7 @@ from dora_jax.analysis.atomic import write_text
 from dora_jax.evaluation.benchmarks.answers import (
     Report,
     Unmatched,
-    check_unique,
+    check_questions,
     mark,
     unmatched,
 )
@@ -50,7 +50,7 @@ def read(annotations: Path, images: Path) -> list[Question]:
                 groups={"answer_type": text_of(row, "answer_type", where)} if answered else {},
             )
         )
-    check_unique(found, annotations)
+    check_questions(found, annotations)
     return found
 
 
@@ -80,4 +80,4 @@ def write_submission(
     """
     rows = [{"image": q.id, "answer": evalai(answers.get(q.id, ""))} for q in questions]
     write_text(path, json.dumps(rows))
-    return unmatched(questions, answers)
+    return unmatched((question.id for question in questions), answers)

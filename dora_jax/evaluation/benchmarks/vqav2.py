@@ -14,7 +14,7 @@ from dora_jax.errors import DoraError
 from dora_jax.evaluation.benchmarks.answers import (
     Report,
     Unmatched,
-    check_unique,
+    check_questions,
     mark,
     unmatched,
 )
@@ -66,7 +66,7 @@ def read(questions: Path, images: Path, annotations: Path | None = None) -> list
                 groups=groups,
             )
         )
-    check_unique(found, questions)
+    check_questions(found, questions)
     if answered:
         raise DoraError(
             f"{questions}: has no question {next(iter(answered))}, which {annotations} answers; "
@@ -128,4 +128,4 @@ def write_submission(
         for question in questions
     ]
     write_text(path, json.dumps(rows))
-    return unmatched(questions, answers)
+    return unmatched((question.id for question in questions), answers)
