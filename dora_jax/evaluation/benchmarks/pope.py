@@ -13,8 +13,8 @@ from typing import Any
 from dora_jax.data.jsonl import json_rows
 from dora_jax.evaluation.benchmarks.answers import (
     Unmatched,
-    check_references,
     check_questions,
+    check_references,
     unmatched,
 )
 from dora_jax.evaluation.benchmarks.fields import id_of, text_of, wrong
