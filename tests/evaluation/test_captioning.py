@@ -51,7 +51,7 @@ def test_cider_is_the_mean_over_references_and_orders():
 
 
 def test_cider_of_longer_and_shorter_captions():
-    # Two words too many: (a, b, c, d) to (a, b): 1 / sqrt 2; pairs (ab, bc, cd) to (ab): 1 / sqrt 3.
+    # Two words too many. Words: 2 of 4 are the reference's, 1 / sqrt 2; pairs: 1 of 3, 1 / sqrt 3.
     expected = 10 * math.exp(-4 / 72) * (1 / math.sqrt(2) + 1 / math.sqrt(3)) / 4
     assert first_cider("a b c d", ["a b"]) == pytest.approx(expected)
     assert first_cider("a b", ["a b c d"]) == pytest.approx(expected)

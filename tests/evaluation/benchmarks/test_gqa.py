@@ -53,6 +53,12 @@ def test_by_types(tmp_path):
     assert report["by_semantic"] == {"attr": pytest.approx(200 / 3)}
 
 
+def test_every_type_but_query_is_binary(tmp_path):
+    for structural in ("verify", "choose", "logical", "compare"):
+        (question,) = read(tmp_path, {"1": gqa_question("?", "x", structural)})
+        assert question.groups["answers"] == "binary"
+
+
 def test_a_split_without_answers_is_read_and_not_scored(tmp_path):
     rows = {"1": {"question": "What?", "imageId": "n2", "isBalanced": True}}
     (question,) = read(tmp_path, rows)

@@ -54,6 +54,8 @@ def test_contractions(text, expected):
         ("yes, sir", "yes sir"),
         ("red/blue", "red blue"),
         ("red /blue", "red blue"),
+        ("x-y- z", "xy z"),
+        ("x-y -z", "xy z"),
         ("a-b - c-d", "ab cd"),  # of that kind once beside a space: all of them go
         ("x[1]{2}(3)", "x 1 2 3"),
         ('"quoted"', "quoted"),

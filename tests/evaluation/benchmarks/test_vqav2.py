@@ -57,6 +57,12 @@ def test_where_all_agree_word_for_word_nothing_is_normalised(tmp_path):
         assert report["by_answer_type"]["yes/no"] == expected
 
 
+def test_line_breaks_are_spaces_whether_normalised_or_not(tmp_path):
+    annotations = vqa_annotations([(1, "other", "hot\tdog"), (2, "other", "x", "hot\ndog")])
+    questions = read(tmp_path, None, annotations)
+    assert vqav2.score(questions, dict.fromkeys("12", "hot\ndog")).summary()["accuracy"] == 100.0
+
+
 def test_the_report_is_the_mean_over_questions_and_names_what_does_not_fit(tmp_path):
     report = vqav2.score(read(tmp_path), {"1": "2 dogs", "9": "x"}).summary()
     assert report["questions"] == 2
