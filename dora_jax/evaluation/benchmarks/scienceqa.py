@@ -61,9 +61,11 @@ def _question(name: str, row: Any, images: Path, where: str) -> Question:
     if right >= len(options):
         raise wrong("answer", f"from 0 to {len(options) - 1}", right, where)
     hint, file = value_of(row, "hint", where), value_of(row, "image", where)
+    if not isinstance(hint, str):
+        raise wrong("hint", "a text", hint, where)
     asked = text_of(row, "question", where)
-    if hint:
-        asked = f"Context: {text_of(row, 'hint', where)}\n{asked}"
+    if hint.strip():
+        asked = f"Context: {hint}\n{asked}"
     return Question(
         id=name,
         image=None if file is None else images / name / text_of(row, "image", where),
