@@ -11,11 +11,12 @@ from dora_jax.data.formats import SAMPLE
 from dora_jax.errors import DoraError
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def json_rows(path: Path, sample: str = SAMPLE) -> Iterator[tuple[str, Any]]:
     """Yield (where, row) for each row of JSON lines, or of one JSON array; blank lines are skipped.
 
     Args:
         path: `.jsonl` or `.json`, or `.gz` of one, in UTF-8.
+        sample: what a row looks like, shown in errors.
 
     Raises:
         DoraError: naming the file and line, for what cannot be read or is not JSON.
@@ -25,24 +26,25 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         if line.lstrip().startswith("[") and ".jsonl" not in path.suffixes:
-            rows = _parse("\n" * (number - 1) + line + "".join(more for _, more in lines), path)
+            text = "\n" * (number - 1) + line + "".join(more for _, more in lines)
+            rows = _parse(text, path, sample)
             yield from ((f"{path}, row {n}", row) for n, row in enumerate(rows, 1))
             return
         where = f"{path}, line {number}"
-        yield where, _parse(line, where)
+        yield where, _parse(line, where, sample)
 
 
-def _parse(text: str, where: object) -> Any:
+def _parse(text: str, where: object, sample: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DoraError(
             f"{where}, {place}column {error.colno}: is not JSON ({error.msg}); a row looks like "
-            f"{SAMPLE}"
+            f"{sample}"
         ) from error
     except RecursionError:
-        raise DoraError(f"{where}: is nested too deeply; a row looks like {SAMPLE}") from None
+        raise DoraError(f"{where}: is nested too deeply; a row looks like {sample}") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
