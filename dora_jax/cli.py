@@ -38,6 +38,7 @@ _USAGE = """dora-jax: fine-tune with DoRA and LoRA, and compare them honestly.
   dora-jax import PEFT_FOLDER --out FOLDER          an adapter of Hugging Face PEFT
   dora-jax export FOLDER --out FOLDER [--as-lora]   an adapter for Hugging Face PEFT
   dora-jax adapters show FOLDER                     what an adapter of either kind holds
+  dora-jax llava --vision FOLDER --model NAME --out FOLDER   a model that sees, of two parts
   dora-jax models                                   known models, and what is cached
   dora-jax models pull NAME                         fetch one; interrupted, it continues
 
@@ -86,6 +87,28 @@ class ExportArgs:
     """With --as-lora: its rank."""
     error: float | None = None
     """With --as-lora: the share of each change's norm that may be lost; ranks follow from it."""
+
+
+@dataclass(frozen=True)
+class LlavaArgs:
+    """Put a LLaVA together: a vision tower, a projector, a language model."""
+
+    vision: Path
+    """A folder with a vision tower: CLIP's, SigLIP's, or another LLaVA's."""
+    model: str
+    """The language model: a known name, a Hugging Face folder, or a GGUF file."""
+    out: Path
+    """The folder to write; must not exist, or be empty."""
+    projector: Path | None = None
+    """Safetensors of a trained projector; none makes a new one."""
+    feature_layer: int = -2
+    """Of the tower, whose output the projector gets; LLaVA's is the last but one."""
+    pad: bool = True
+    """Make images square by a margin, as LLaVA-1.5; else as the tower's own processor says."""
+    seed: int = 0
+    """Of a new projector."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the written weights."""
 
 
 @dataclass(frozen=True)
@@ -282,6 +305,16 @@ def _export(argv: Sequence[str]) -> None:
         print(line)
 
 
+def _llava(argv: Sequence[str]) -> None:
+    args = tyro.cli(LlavaArgs, args=list(argv), prog="dora-jax llava")
+    from dora_jax.checkpoint.llava_parts import join_parts
+
+    given = dict(vars(args))
+    vision, model, out = (given.pop(name) for name in ("vision", "model", "out"))
+    for line in join_parts(vision, model, out, **given):
+        print(line)
+
+
 def _adapters(argv: Sequence[str]) -> None:
     if argv[:1] not in (["show"], ["-h"], ["--help"]):
         raise DoraError("dora-jax adapters shows what one holds: dora-jax adapters show FOLDER")
@@ -323,6 +356,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "merge": _merge,
     "import": _import,
     "export": _export,
+    "llava": _llava,
     "adapters": _adapters,
     "models": _models,
 }

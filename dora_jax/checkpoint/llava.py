@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dora_jax.checkpoint import hf_config
 from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.folder import (
@@ -18,8 +20,9 @@ from dora_jax.checkpoint.folder import (
     read_weights,
 )
 from dora_jax.checkpoint.hf import check_tied_head, is_unused, write_generation_config
-from dora_jax.checkpoint.llava_names import folder_spelling, llava_tensors
-from dora_jax.checkpoint.names import parse_dtype
+from dora_jax.checkpoint.llava_names import LIVE, folder_spelling, live_name, llava_tensors
+from dora_jax.checkpoint.names import check_shapes, file_shapes, parse_dtype
+from dora_jax.checkpoint.safetensors_file import SafetensorsFile
 from dora_jax.checkpoint.vision import (
     POSITION_IDS,
     read_vision_config,
@@ -30,6 +33,7 @@ from dora_jax.data.images import ImageProcessor
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.llava import LlavaConfig
+from dora_jax.models.vision_config import VisionConfig
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 # What a LLaVA's file leaves out of its language model: the sizes of LLaMA-7B.
@@ -42,6 +46,7 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 32,
     "rms_norm_eps": 1e-6,
 }
+_PROJECTOR = "multi_modal_projector/"
 _SELECTIONS = {"default": False, "full": True}
 
 
@@ -133,17 +138,49 @@ def read_llava_folder(
     if is_tied:
         check_tied_head(folder, files, head, f"{spelling.trunk}embed_tokens.weight")
     tokenizer = Tokenizer.load(folder)  # before the long work
-    processor = _processor(folder, config)
+    processor = read_processor(folder, config.vision)
     params = read_weights(folder, files, table, wanted, sharding)
     return LlavaFolder(config, params, tokenizer, processor)
 
 
-def _processor(folder: Path, config: LlavaConfig) -> ImageProcessor:
-    """Return the folder's own, or CLIP's for the tower's size."""
+def read_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
+    """Return the processor of a folder's images: its own, or CLIP's for the tower's size.
+
+    Raises:
+        DoraError: when its file is broken.
+    """
     if (folder / PROCESSOR_FILE).is_file():
         return ImageProcessor.load(folder)
-    side = config.vision.image_size
-    return ImageProcessor(size=side, crop=(side, side))
+    return ImageProcessor(size=vision.image_size, crop=(vision.image_size, vision.image_size))
+
+
+def read_projector(path: Path, config: LlavaConfig) -> dict[str, Any]:
+    """Read a projector alone, such as the one that LLaVA's first stage of training gives.
+
+    Args:
+        path: safetensors, spelt in any way (`live_name`).
+        config: of the model that it is for.
+
+    Raises:
+        DoraError: when the file is pickled, damaged, or does not fit the model.
+    """
+    if path.suffix == ".bin":
+        raise DoraError(
+            f"{path}: is pickled, and unpickling runs code. If you trust it, convert it once with "
+            "torch and safetensors: save_file(torch.load(...), 'mm_projector.safetensors')"
+        )
+    file = SafetensorsFile(path)
+    names = {live_name(name): name for name in file.tensors}
+    table = [tensor for tensor in llava_tensors(config, LIVE) if tensor.path.startswith(_PROJECTOR)]
+    shapes = {live: file.tensors[name].shape for live, name in names.items()}
+    check_shapes(path, file_shapes(table, "hf"), shapes, AGAIN)
+    found: dict[str, Any] = {}
+    for tensor in table:
+        name = names[tensor.hf]
+        array = np.array(file.rows(name, 0, file.tensors[name].shape[0]))
+        _, layer, leaf = tensor.path.split("/")
+        found.setdefault(layer, {})[leaf] = tensor.from_file(array).astype(np.float32)
+    return found
 
 
 def write_llava_folder(

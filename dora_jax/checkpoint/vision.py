@@ -25,7 +25,9 @@ from dora_jax.models.vision_config import SIZES, VisionConfig
 
 # Of `CLIPVisionModel` and `SiglipVisionModel` now; as they were, and in `CLIPModel`.
 PREFIXES = ("", "vision_model.")
-# The other half of `CLIPModel`, and what transformers 4 wrote beside the weights.
+# In a LLaVA, saved and live.
+_IN_LLAVA = ("vision_tower.", "model.vision_tower.")
+# The other half of `CLIPModel`; of a LLaVA, all that is not its tower.
 _OF_TEXT = ("text_model.", "text_projection.", "visual_projection.", "logit_scale", "logit_bias")
 POSITION_IDS = "embeddings.position_ids"
 # What each family is, with what its files may leave out.
@@ -161,10 +163,10 @@ def find_prefix(names: Iterable[str], prefixes: Iterable[str]) -> str:
 def read_vision_folder(
     path: str | Path, dtype: Any = "float32", sharding: Shardings | None = None
 ) -> tuple[VisionConfig, dict[str, Any]]:
-    """Read the vision tower of a folder of `CLIPVisionModel`, `CLIPModel` or `SiglipVisionModel`.
+    """Read a folder's vision tower: `CLIPVisionModel`, `CLIPModel`, `SiglipVisionModel`, or LLaVA.
 
     Args:
-        path: the folder; of a `CLIPModel` the text half is left out.
+        path: the folder; of a `CLIPModel` or a LLaVA the rest is left out.
         dtype: of the arrays returned: float32, bfloat16 or float16.
         sharding: where the arrays go, as `read_hf_folder` takes it.
 
@@ -181,9 +183,12 @@ def read_vision_folder(
     file = folder / hf_config.FILE
     config = read_vision_config(hf_config.read_raw(file), str(file))
     files = open_weights(folder)
-    prefix = find_prefix(files, PREFIXES)
+    prefix = find_prefix(files, [of + own for of in ("", *_IN_LLAVA) for own in PREFIXES])
+    is_llava = prefix.startswith(_IN_LLAVA)
 
     def is_ignored(name: str) -> bool:
+        if is_llava and not name.startswith(prefix):
+            return True
         return name.startswith(_OF_TEXT) or name == prefix + POSITION_IDS
 
     table = vision_tensors(config, prefix=prefix)

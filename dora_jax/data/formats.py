@@ -5,7 +5,7 @@
 | Alpaca            | `instruction`, `output`; may have `input`, `system`, `task`, `options`     |
 | chat messages     | `messages`: a list of `{"role": ..., "content": ...}`                      |
 | ShareGPT          | `conversations`: a list of `{"from": ..., "value": ...}`; may have `system`|
-| prompt/completion | two fields of `PAIRS`, texts, or lists of messages                         |
+| prompt/completion | two fields of `PAIRS`, texts (may have `options`), or lists of messages     |
 | plain text        | `text`                                                                     |
 
 A field that is null counts as missing: tables fill up rows so.
@@ -155,18 +155,25 @@ def _with_system(system: str, prompt: str) -> tuple[Turn, ...]:
     return (Turn("system", system.strip()), Turn("user", prompt)) if system.strip() else ()
 
 
-def _options(row: Mapping[str, Any], output: str, where: str) -> tuple[str, ...]:
+def _listed(row: Mapping[str, Any], output: str, where: str) -> tuple[str, ...]:
+    """Return the options that a row lists, none where it lists none."""
     options = row.get("options")
-    if options is not None:
-        if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
-            raise DoraError(f"{where}: 'options' must be a list of texts; got {_shown(options)}")
-        options = tuple(dict.fromkeys(o.strip() for o in options))
-        if output not in options or len(options) < 2:
-            raise DoraError(
-                f"{where}: 'options' must be at least two, with the output {output!r} among them; "
-                f"got {_shown(list(options))}"
-            )
-        return options
+    if options is None:
+        return ()
+    if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+        raise DoraError(f"{where}: 'options' must be a list of texts; got {_shown(options)}")
+    options = tuple(dict.fromkeys(o.strip() for o in options))
+    if output not in options or len(options) < 2:
+        raise DoraError(
+            f"{where}: 'options' must be at least two, with the output {output!r} among them; "
+            f"got {_shown(list(options))}"
+        )
+    return options
+
+
+def _options(row: Mapping[str, Any], output: str, where: str) -> tuple[str, ...]:
+    if row.get("options") is not None:
+        return _listed(row, output, where)
     listed = _ANSWER_FORMAT.search(row["instruction"])
     answer = str(row.get("answer", "")).strip()
     words = listed.group(1).split("/") if listed else []
@@ -184,8 +191,9 @@ def _pair(row: Mapping[str, Any], where: str) -> Example:
         return _chat(row, [*((turn, False) for turn in before), *after], where)
     prompt, answer = _text(row, asked, where), _text(row, answered, where)
     turns = _with_system(_optional(row, "system", where), prompt)
+    options = _listed(row, answer.strip(), where)
     # As they stand: template `none` puts one behind the other; the others strip them.
-    return Example(prompt, answer, (), _task(row, where), turns)
+    return Example(prompt, answer.strip() if options else answer, options, _task(row, where), turns)
 
 
 def _messages(row: Mapping[str, Any], field: str, where: str) -> list[tuple[Turn, bool]]:

@@ -288,6 +288,22 @@ class Tokenizer:
         """Return the ids of a conversation: of what `apply_chat_template` gives, nothing added."""
         return self.encode(self.apply_chat_template(messages, add_generation_prompt, **options))
 
+    def with_special_token(self, text: str) -> tuple["Tokenizer", int]:
+        """Return a tokenizer that knows a special token, and its id.
+
+        Args:
+            text: of the token; where it is known already, nothing changes.
+        """
+        backend = tokenizers.Tokenizer.from_str(self._backend.to_str())
+        known = {token.content for token in backend.get_added_tokens_decoder().values()}
+        if text not in known:
+            backend.add_special_tokens(
+                [tokenizers.AddedToken(text, special=True, normalized=False)]
+            )
+        made = Tokenizer(backend, self._config, self._where)
+        (token,) = made.encode(text)
+        return made, token
+
     def save(self, folder: str | Path) -> None:
         """Write the files that `transformers.AutoTokenizer` and `load` read.
 

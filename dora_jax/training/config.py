@@ -53,9 +53,9 @@ __all__ = [
 
 Executor = Literal["here", "processes", "ray", "slurm"]
 # Fields that change no result: where it is done and kept, and who looks on; of `data`, who makes
-# the batches.
+# the batches, and where the images are (which are told by their names and sizes).
 NO_RESULT = ("out", "mesh", "track", "profile", "execute", "published")
-WORK_ALONE = ("read_ahead", "workers")
+WORK_ALONE = ("read_ahead", "workers", "image_folder")
 
 
 @dataclass(frozen=True)
