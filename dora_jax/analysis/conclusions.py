@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
+from dora_jax.analysis.results import METHOD_LABELS, Arm
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 
@@ -131,7 +132,8 @@ def _pair(pair: PairSummary) -> list[str]:
 
 def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
     """The headline and the figures of two methods that are compared at several points of a grid."""
-    first, second = pairs[0].first.arm.start_label, pairs[0].second.arm.start_label
+    sides = [(pair.first.arm, pair.second.arm) for pair in pairs]
+    first, second = (_side([pair[n] for pair in sides]) for n in (0, 1))
     wins = {first: 0, second: 0}
     for pair in pairs:
         if is_shown(pair):
@@ -151,6 +153,12 @@ def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
             f"{leader} at {wins[other]}."
         )
     return [headline, *(_figures(pair) for pair in pairs)]
+
+
+def _side(arms: Sequence[Arm]) -> str:
+    """Return the name of what stands on one side of all pairs: several variants by their method."""
+    names = dict.fromkeys(arm.start_label for arm in arms)
+    return METHOD_LABELS[arms[0].method] if len(names) > 1 else next(iter(names))
 
 
 def _figures(pair: PairSummary) -> str:

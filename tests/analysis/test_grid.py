@@ -182,6 +182,28 @@ def test_what_stands_for_all_points_of_a_grid_is_called_without_one():
     assert key == ["Our LoRA", "Our DoRA", "Our Magnitude only"]
 
 
+def test_several_variants_of_a_method_are_named_by_it():
+    """Half the rank and the whole of it, against one LoRA: neither has won at both settings."""
+    arms = (
+        Arm("lora-r32", "LoRA r=32", "lora"),
+        Arm("dora-r16", "DoRA r=16", "dora"),
+        Arm("dora-r32", "DoRA r=32", "dora"),
+    )
+    results = on_grid()
+    counts = ("lora-rank8", "dora-rank8", "dora-rank4")
+    renamed = dict(zip(counts, (arm.name for arm in arms), strict=True))
+    runs = tuple(
+        dataclasses.replace(run, method=renamed[run.method])
+        for run in results.runs
+        if run.method in renamed
+    )
+    found = conclude(summarize(dataclasses.replace(results, runs=runs, arms=arms)))
+    assert found.headline == (
+        "DoRA was better than LoRA r=32 at 1 of 2 settings; no difference could be shown at the "
+        "others."
+    )
+
+
 def test_other_protocols_are_reported_beside_the_main_one():
     results = sample.results(protocol="likelihood")
     rows = len(results.eval_rows)
