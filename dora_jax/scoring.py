@@ -99,14 +99,17 @@ class _Layout(NamedTuple):
     images: Any = None
 
 
-def _lay_out(model: Decoder, requests: Sequence[Request], length: int, scored: int) -> _Layout:
-    size = len(requests)
+def _lay_out(
+    model: Decoder, requests: Sequence[Request], size: int, length: int, scored: int
+) -> _Layout:
+    """Return requests as the first of `size` rows; the last one is repeated."""
     tokens = np.full((size, length), _ANY_TOKEN, np.int32)
     positions = np.zeros((size, length), np.int32)
     segments = np.full((size, length), PADDING, np.int32)
     sources = np.zeros((size, scored), np.int32)
     targets = np.zeros((size, scored), np.int32)
-    for i, (prompt, continuations, _) in enumerate(requests):
+    filled = [*requests, *requests[-1:] * (size - len(requests))]
+    for i, (prompt, continuations, _) in enumerate(filled):
         start = len(prompt)
         tokens[i, :start] = prompt
         positions[i, :start] = np.arange(start)
@@ -123,7 +126,8 @@ def _lay_out(model: Decoder, requests: Sequence[Request], length: int, scored: i
             place, entry = end, entry + len(ids)
     images = None
     if isinstance(model, Llava) and any(request.images for request in requests):
-        images = fill_up([request.images for request in requests], model.config.image_shape)
+        own = [*(request.images for request in requests), *[()] * (size - len(requests))]
+        images = fill_up(own, model.config.image_shape)
     return _Layout(tokens, positions, segments, sources, targets, images)
 
 
@@ -175,11 +179,10 @@ def score_tokens(
     for start in range(0, len(requests), batch_size):
         indices = order[start : start + batch_size]
         batch = [requests[i] for i in indices]
-        # Repeat the last row: every batch of one length has one shape.
-        filled = batch + batch[-1:] * (batch_size - len(batch))
+        # Every batch of one length has one shape.
         length = round_up(max(request.length for request in batch), _LENGTH_MULTIPLE)
         scored = bucket(max(request.length - len(request.prompt) for request in batch), 8)
-        layout = split_rows(_lay_out(model, filled, length, scored))
+        layout = split_rows(_lay_out(model, batch, batch_size, length, scored))
         values, greedy = fetch(_log_probs(model, variables, layout))
         for row, i in enumerate(indices):
             end = 0

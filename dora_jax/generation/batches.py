@@ -111,7 +111,9 @@ def _lay_out(model: Decoder, prompts: Sequence[Numbered], rows: int) -> Prompts:
     numbers = np.array([prompt.number for prompt in filled], np.int32)
     images = None
     if isinstance(model, Llava) and any(prompt.images for prompt in prompts):
-        images = fill_up([prompt.images for prompt in filled], model.config.image_shape)
+        # What fills the batch up needs none.
+        own = [*(prompt.images for prompt in prompts), *[()] * (rows - len(prompts))]
+        images = fill_up(own, model.config.image_shape)
     return Prompts(tokens, lengths, numbers, np.arange(rows) < len(prompts), images)
 
 
