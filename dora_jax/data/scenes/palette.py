@@ -1,0 +1,19 @@
+"""Colours by name, as (red, green, blue) from 0 to 255."""
+
+COLOURS = {
+    "red": (220, 30, 40),
+    "green": (40, 170, 60),
+    "blue": (40, 80, 230),
+    "yellow": (245, 215, 30),
+    "orange": (250, 130, 0),
+    "purple": (130, 40, 170),
+    "cyan": (0, 190, 210),
+    "pink": (255, 120, 190),
+    "brown": (125, 75, 35),
+}
+BACKGROUNDS = {
+    "black": (0, 0, 0),
+    "grey": (70, 70, 70),
+    "white": (255, 255, 255),
+    "beige": (240, 228, 200),
+}
