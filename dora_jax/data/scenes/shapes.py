@@ -8,11 +8,10 @@ Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
 STYLES = ("filled", "outlined", "striped")
 _LINE = 0.24  # how thick an outline is
 _STRIPE = 0.7  # from one stripe to the next
-_BETWEEN = 0.25  # how much paint there is between stripes: the shape must still be seen
+_BETWEEN = 0.35  # how much paint there is between stripes: the shape must still be seen
 
 
 def _polygon(*corners: tuple[float, float]) -> Inside:
-
     def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         # Even-odd rule: a ray to the right crosses the border an odd number of times.
         found = np.zeros(np.broadcast(x, y).shape, bool)

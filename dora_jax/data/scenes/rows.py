@@ -1,0 +1,102 @@
+"""Rows of a task: pictures with what is asked about them, each by (seed, split, index) alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dora_jax.data.scenes.captions import caption, full_caption
+from dora_jax.data.scenes.conversations import converse
+from dora_jax.data.scenes.families import Family
+from dora_jax.data.scenes.pairs import pair_kinds, state_pair
+from dora_jax.data.scenes.questions import Question, ask
+from dora_jax.data.scenes.sample import draw
+from dora_jax.data.scenes.scene import Scene, Split, generator
+from dora_jax.data.scenes.statements import state
+from dora_jax.errors import DoraError
+
+Task = Literal["questions", "conversations", "captions", "statements", "pairs"]
+CAPTION_PROMPTS = {
+    "plain": {"caption": "Describe the image.", "full-caption": "Describe the image in detail."},
+    "other": {
+        "caption": "Say in one sentence what the picture shows.",
+        "full-caption": "Say in detail what the picture shows.",
+    },
+}
+_TRIES = 2000
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row.
+
+    Attributes:
+        scenes: one picture, or two for `pairs`.
+        questions: one, or several turns for `conversations`. Captions have no options.
+    """
+
+    scenes: tuple[Scene, ...]
+    questions: tuple[Question, ...]
+
+
+def row(task: Task, family: Family, split: Split, index: int, seed: int = 0) -> Row:
+    """Return one row of a task; kinds of questions come in turn.
+
+    Args:
+        task: what is asked.
+        family: what the scenes are drawn from.
+        split: whose scenes and handwritten digits; none is in two of them, whatever the seed.
+        index: which row; each can be made alone.
+        seed: of the draws.
+
+    Raises:
+        DoraError: when scenes of the family have nothing to be asked of that kind.
+    """
+    rng = generator(task, family.name, split, seed, index)
+    make, kinds = _MAKERS[task], _kinds(task, family)
+    kind = kinds[index % len(kinds)]
+    for _ in range(_TRIES):
+        scenes = tuple(draw(family, split, rng) for _ in range(2 if task == "pairs" else 1))
+        questions = make(scenes, family, kind, rng)
+        if questions:
+            return Row(scenes, questions)
+    raise DoraError(
+        f"Family {family.name}: none of {_TRIES} scenes has a question of kind {kind}: leave it "
+        "out of Family.kinds, or set Family.counts or Family.difficulty higher"
+    )
+
+
+def _kinds(task: Task, family: Family) -> tuple[str, ...]:
+    if task == "captions":
+        return ("caption", "full-caption")
+    return pair_kinds(family) if task == "pairs" else family.kinds
+
+
+_Maker = Callable[[tuple[Scene, ...], Family, str, np.random.Generator], tuple[Question, ...]]
+
+
+def _captions(
+    scenes: tuple[Scene, ...], family: Family, kind: str, rng: np.random.Generator
+) -> tuple[Question, ...]:
+    words = (caption if kind == "caption" else full_caption)(scenes[0], family.wording)
+    return (Question(CAPTION_PROMPTS[family.wording][kind], words, kind, ()),)
+
+
+def _single(asked: Callable[..., Question | None]) -> _Maker:
+    def make(
+        scenes: tuple[Scene, ...], family: Family, kind: str, rng: np.random.Generator
+    ) -> tuple[Question, ...]:
+        found = asked(*scenes, family, kind, rng)
+        return () if found is None else (found,)
+
+    return make
+
+
+_MAKERS: dict[Task, _Maker] = {
+    "questions": _single(ask),
+    "conversations": lambda scenes, family, kind, rng: converse(*scenes, family, rng),
+    "captions": _captions,
+    "statements": _single(state),
+    "pairs": _single(state_pair),
+}
