@@ -84,7 +84,11 @@ class Family:
                 f"Family.counts must be two numbers from 1 to {MOST_OBJECTS}, the smaller first; "
                 f"got {self.counts}"
             )
-        self._check_range("most_counted", 1, most)
+        if not 1 <= self.most_counted <= most:
+            raise DoraError(
+                f"Family.most_counted must be from 1 to the most of Family.counts, {most}; got "
+                f"{self.most_counted}"
+            )
         self._check_range("difficulty", 1, 3)
         self._check_range("canvas", 32, 1024)
         if self.wording not in get_args(Wording):

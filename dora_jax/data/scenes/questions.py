@@ -58,9 +58,7 @@ class Found(NamedTuple):
 Asker = Callable[[Scene, Family, np.random.Generator], Found | None]
 
 
-def ask(
-    scene: Scene, family: Family, kind: Kind, rng: np.random.Generator
-) -> Question | None:
+def ask(scene: Scene, family: Family, kind: Kind, rng: np.random.Generator) -> Question | None:
     """Return a question of one kind; None where the scene has none whose answer is plain.
 
     Args:

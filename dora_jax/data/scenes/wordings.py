@@ -35,9 +35,7 @@ _PLAIN: dict[str, Words] = {
         "The shape of the {x} is: {answer}.",
     ),
     "attribute-size": Words(("Is the {x} small or large?",), "The {x} is {answer}."),
-    "attribute-style": Words(
-        ("Is the {x} filled, outlined or striped?",), "The {x} is {answer}."
-    ),
+    "attribute-style": Words(("Is the {x} filled, outlined or striped?",), "The {x} is {answer}."),
     "attribute-digit": Words(
         ("Which number is the {x}?", "What number is written as the {x}?"), "The {x} is {answer}."
     ),
@@ -99,8 +97,10 @@ _OTHER: dict[str, Words] = {
         ("Read the {x}.", "Name the number that the {x} shows."), "The {x} shows {answer}."
     ),
     "compare-number": Words(
-        ("Are {group} fewer than {other_group}?", "Is it true that {group} are outnumbered by "
-         "{other_group}?"),
+        (
+            "Are {group} fewer than {other_group}?",
+            "Is it true that {group} are outnumbered by {other_group}?",
+        ),
         "The picture has fewer {group} than {other_group}.",
     ),
     "compare-size": Words(
@@ -127,8 +127,8 @@ _OTHER: dict[str, Words] = {
         "One finds the {x} {answer} the {y}.",
     ),
     "relation-extreme": Words(
-        ("Name the colour of the {side}most object.",), "The {side}most object has the colour "
-        "{answer}.",
+        ("Name the colour of the {side}most object.",),
+        "The {side}most object has the colour {answer}.",
     ),
     "exists": Words(
         ("Does the picture show {a}?", "Is {a} anywhere in the picture?"), "The picture shows {a}."
