@@ -30,10 +30,10 @@ INSTRUCTIONS: dict[Task, str] = {
 def write(
     folder: Path, family: Family, split: Split, rows: int, seed: int = 0, task: Task = "questions"
 ) -> Path:
-    """Write rows of one task; what is already there is not written again.
+    r"""Write rows of one task; what is already there is not written again.
 
     Training rows go to `train.json`, a list of `{"id", "image", "conversations": [{"from":
-    "human", "value": "<image>\\n..."}, {"from": "gpt", "value": "..."}]}`. Those of the other
+    "human", "value": "<image>\n..."}, {"from": "gpt", "value": "..."}]}`. Those of the other
     splits go to `validation.jsonl` or `test.jsonl`, a line for each question: `{"id", "image",
     "question", "answer", "options", "kind"}`, without the instruction that a training row adds
     (`INSTRUCTIONS`). `image` is a path from the folder, or a list of two for `pairs`.

@@ -82,8 +82,7 @@ def templates(family: Family, least: int = 1) -> list[Template]:
 def described(o: Object, template: Template) -> Description | None:
     """Return a template's words for an object; None where they are not for one of its kind."""
     noun, names = template
-    is_digit = o.kind == DIGIT
-    if noun in ("digit", "value") and not is_digit or noun == "shape" and is_digit:
+    if noun != "object" and (noun == "shape") == (o.kind == DIGIT):
         return None
     word = {"object": "object", "shape": o.kind, "digit": DIGIT, "value": str(o.digit)}[noun]
     return Description(word, **{name: getattr(o, name) for name in names})

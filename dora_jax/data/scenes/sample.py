@@ -13,7 +13,7 @@ from dora_jax.data.scenes.families import Family
 from dora_jax.data.scenes.scene import DIGIT, Group, Object, Scene, Split, generator, split_of
 
 _DIGIT_SHARE = 0.35  # of the objects that are free to be one
-_GAP = 0.02  # between two objects, and to the border, as a share of the canvas
+_GAP = 0.04  # at least between two objects, and to the border, as a share of the canvas
 _TRIES = 20
 
 

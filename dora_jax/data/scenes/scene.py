@@ -12,7 +12,7 @@ DIGIT = "digit"  # the kind of an object that is no shape
 SIZES: tuple[Size, ...] = ("small", "large")
 # Half of an object's extent, as a share of the canvas. Digits need more pixels to be read.
 _RADII = {"small": 0.08, "large": 0.135}
-_DIGIT_RADII = {"small": 0.1, "large": 0.15}
+_DIGIT_RADII = {"small": 0.1, "large": 0.145}
 # Shares of what there is in training and validation; the rest is for the test.
 _TRAIN_SHARE, _VALIDATION_SHARE = 0.7, 0.1
 

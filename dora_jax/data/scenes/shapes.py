@@ -36,10 +36,11 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
 
 
+# No corner lies further out than 1.1 radii.
 SHAPES: dict[str, Inside] = {
     "circle": lambda x, y: x**2 + y**2 <= 1,
-    "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.88,
-    "triangle": _polygon((0, -1), (1, 0.85), (-1, 0.85)),
+    "square": lambda x, y: np.maximum(abs(x), abs(y)) <= 0.78,
+    "triangle": _polygon((0, -1), (0.9, 0.62), (-0.9, 0.62)),
     "cross": lambda x, y: (np.minimum(abs(x), abs(y)) <= 0.32) & (np.maximum(abs(x), abs(y)) <= 1),
     "ring": lambda x, y: (x**2 + y**2 <= 1) & (x**2 + y**2 >= 0.3),
     "star": _star(),

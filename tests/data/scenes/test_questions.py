@@ -269,5 +269,5 @@ def test_counts_in_conversations_are_balanced_too():
 
 def test_a_question_that_no_scene_has_is_refused():
     lonely = replace(FAMILY_A, counts=(1, 1), most_counted=1, kinds=("compare-number",))
-    with pytest.raises(DoraError, match="Family A: none of .* of kind compare-number"):
+    with pytest.raises(DoraError, match=r"Family A: none of .* of kind compare-number"):
         row("questions", lonely, "train", 0)

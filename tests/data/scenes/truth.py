@@ -55,16 +55,12 @@ def pixel_components(pixels, background):
     ground = np.array(BACKGROUNDS[background], float)
     palette = np.array([COLOURS[name] for name in names], float)
     pixels = pixels.astype(float)
-    painted = abs(pixels - ground).sum(-1) > 0.5 * 255
-    parts, count = ndimage.label(abs(pixels - ground).sum(-1) > 12)
+    parts, count = ndimage.label(abs(pixels - ground).sum(-1) > 60)
     found = []
     for part in range(1, count + 1):
-        rows, columns = np.nonzero((parts == part) & painted)
-        if not len(rows):
-            rows, columns = np.nonzero(parts == part)
+        rows, columns = np.nonzero(parts == part)
         away = abs(pixels[rows, columns][:, None] - palette).sum(-1)
-        votes = np.bincount(away.argmin(1), weights=(away.min(1) < 30) + 1e-3, minlength=len(names))
-        every, across = np.nonzero(parts == part)
-        middle = (every.min() + every.max() + 1) / 2, (across.min() + across.max() + 1) / 2
-        found.append((names[votes.argmax()], middle[1], middle[0], np.ptp(every) + 1))
+        votes = np.bincount(away.argmin(1)[away.min(1) < 10], minlength=len(names))
+        x, y = (columns.min() + columns.max() + 1) / 2, (rows.min() + rows.max() + 1) / 2
+        found.append((names[votes.argmax()], x, y, np.ptp(rows) + 1))
     return found
