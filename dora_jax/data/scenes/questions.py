@@ -28,6 +28,7 @@ _SUMS = tuple(str(number) for number in range(19))
 _APART = 0.1
 # A direction is told where one way is this many times as far as the other.
 _CLEARLY = 2.0
+_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,19 @@ class Question:
 
 
 class Found(NamedTuple):
-    """What a scene has for one kind of question: the slots of its words, and its answer."""
+    """What a scene has for one kind of question.
+
+    Attributes:
+        slots: of its words.
+        answer: one of the options.
+        options: that are possible, whatever the picture.
+        wrong: the options that a false statement may claim; empty for all but the answer.
+    """
 
     slots: dict[str, str]
     answer: str
     options: tuple[str, ...]
+    wrong: tuple[str, ...] = ()
 
 
 Asker = Callable[[Scene, Family, np.random.Generator], Found | None]
@@ -218,7 +227,8 @@ def _direction(scene: Scene, family: Family, rng: np.random.Generator) -> Found 
         answer = "left of" if across < 0 else "right of"
     else:
         answer = "above" if down < 0 else "below"
-    return Found({"x": x, "y": y}, answer, ("left of", "right of", "above", "below"))
+    # What lies left of another may also lie a little above it: only the opposite is wrong.
+    return Found({"x": x, "y": y}, answer, tuple(_OPPOSITE), (_OPPOSITE[answer],))
 
 
 def _extreme(scene: Scene, family: Family, rng: np.random.Generator) -> Found | None:

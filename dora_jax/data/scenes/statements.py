@@ -22,7 +22,7 @@ def state(scene: Scene, family: Family, kind: Kind, rng: np.random.Generator) ->
     claimed, is_true = "yes", found.answer == "yes"
     if found.options != YES_NO:
         is_true = bool(rng.integers(2))
-        wrong = [option for option in found.options if option != found.answer]
+        wrong = found.wrong or tuple(o for o in found.options if o != found.answer)
         claimed = found.answer if is_true else pick(wrong, rng)
     rest = next(option for option in found.options if option != claimed)
     claim = words(family, kind).claim.format(answer=claimed, rest=rest, **found.slots)

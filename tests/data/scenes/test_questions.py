@@ -15,7 +15,7 @@ from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Kind
 from dora_jax.data.scenes.rows import row
 from dora_jax.data.scenes.wordings import WORDINGS
 from dora_jax.errors import DoraError
-from tests.data.scenes.truth import named, one, things
+from tests.data.scenes.truth import named, one, things, where
 
 KINDS = get_args(Kind)
 ROWS = 450
@@ -29,12 +29,6 @@ FAMILIES = [
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
 def rows(request):
     return request.param, [row("questions", request.param, "train", i) for i in range(ROWS)]
-
-
-def where(x, y):
-    if abs(x.x - y.x) > abs(x.y - y.y):
-        return "left of" if x.x < y.x else "right of"
-    return "above" if x.y < y.y else "below"
 
 
 PATTERNS = {

@@ -33,7 +33,7 @@ def things(scene):
 
 def named(phrase, objects):
     """The objects that "the small red circle", "red objects" or "7" speaks of."""
-    words = re.sub(r"^(the|an?) ", "", phrase).split()
+    words = re.sub(r"^([Tt]he|an?) ", "", phrase).split()
     for name, allowed in WORDS.items():
         objects = [o for o in objects if all(w == getattr(o, name) for w in words if w in allowed)]
     noun = words[-1]
@@ -47,6 +47,12 @@ def named(phrase, objects):
 def one(phrase, objects):
     (found,) = named(phrase, objects)
     return found
+
+
+def where(x, y):
+    if abs(x.x - y.x) > abs(x.y - y.y):
+        return "left of" if x.x < y.x else "right of"
+    return "above" if x.y < y.y else "below"
 
 
 def pixel_components(pixels, background):
