@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from dora_jax.data.scenes.describe import Description, counted, listed, with_article
+from dora_jax.data.scenes.describe import Description, counted, listed, sentence, with_article
 from dora_jax.data.scenes.families import Wording
 from dora_jax.data.scenes.scene import DIGIT, Object, Scene
 
@@ -15,7 +15,7 @@ def caption(scene: Scene, wording: Wording = "plain") -> str:
     names = Counter(_name(o) for o in sorted(scene.objects, key=lambda o: (o.x, o.y)))
     things = listed([counted(count, name) for name, count in names.items()])
     if wording == "plain":
-        return f"{things[0].upper()}{things[1:]} on a {scene.background} background."
+        return f"{sentence(things)} on a {scene.background} background."
     return f"The {scene.background} picture shows {things}."
 
 

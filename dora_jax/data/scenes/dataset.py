@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from dora_jax.analysis.atomic import write_bytes, write_text
+from dora_jax.data.scenes.clip_questions import ClipQuestion
 from dora_jax.data.scenes.families import Family
-from dora_jax.data.scenes.render import render
+from dora_jax.data.scenes.render import render_all
 from dora_jax.data.scenes.rows import Row, Task, row
 from dora_jax.data.scenes.scene import Split
 from dora_jax.errors import DoraError
@@ -24,6 +25,9 @@ INSTRUCTIONS: dict[Task, str] = {
     "captions": "",
     "statements": _JUDGE,
     "pairs": _JUDGE,
+    "clip-questions": "",
+    "clip-captions": "",
+    "clip-steps": "",
 }
 
 
@@ -36,7 +40,9 @@ def write(
     "human", "value": "<image>\n..."}, {"from": "gpt", "value": "..."}]}`. Those of the other
     splits go to `validation.jsonl` or `test.jsonl`, a line for each question: `{"id", "image",
     "question", "answer", "options", "kind"}`, without the instruction that a training row adds
-    (`INSTRUCTIONS`). `image` is a path from the folder, or a list of two for `pairs`.
+    (`INSTRUCTIONS`). `image` is a path from the folder, or a list of two for `pairs`. A clip is one
+    picture, its frames side by side from left to right; its questions have a `subtitle` too, which
+    in training stands before the question, as the options stand behind it.
 
     Args:
         folder: to write to; made if it is missing.
@@ -60,7 +66,7 @@ def write(
     for index in range(rows):
         name = f"{stem}-{index:06d}"
         found = row(task, family, split, index, seed)
-        images = _write_images(folder, name, found)
+        images = _write_images(folder, name, found, task)
         image = images[0] if len(images) == 1 else images
         if split == "train":
             records.append({"id": name, "image": image, "conversations": _turns(found, task)})
@@ -83,22 +89,27 @@ def _turns(found: Row, task: Task) -> list[dict[str, str]]:
     turns = []
     for number, asked in enumerate(found.questions):
         value = asked.question
+        if isinstance(asked, ClipQuestion):
+            options = f"Options: {'; '.join(asked.options)}."
+            value = "\n".join(filter(None, (asked.subtitle, value, options)))
         if number == 0:
-            value = "<image>\n" * len(found.scenes) + value
+            value = "<image>\n" * (2 if task == "pairs" else 1) + value
             value += "\n" + INSTRUCTIONS[task] if INSTRUCTIONS[task] else ""
         turns.append({"from": "human", "value": value})
         turns.append({"from": "gpt", "value": asked.answer})
     return turns
 
 
-def _write_images(folder: Path, name: str, found: Row) -> list[str]:
+def _write_images(folder: Path, name: str, found: Row, task: Task) -> list[str]:
     """Write a row's pictures that are not there; return their paths from the folder."""
-    paths = []
-    for scene, part in zip(found.scenes, ("", "-right"), strict=False):
-        path = f"images/{name}{part}.png"
-        if not (folder / path).exists():
-            write_bytes(folder / path, _png(render(scene)))
-        paths.append(path)
+    names = (name, f"{name}-right") if task == "pairs" else (name,)
+    paths = [f"images/{each}.png" for each in names]
+    if not all((folder / path).exists() for path in paths):
+        pictures = list(render_all(found.scenes))
+        if task.startswith("clip-"):
+            pictures = [np.concatenate(pictures, axis=1)]
+        for path, picture in zip(paths, pictures, strict=True):
+            write_bytes(folder / path, _png(picture))
     return paths
 
 

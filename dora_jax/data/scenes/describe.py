@@ -131,6 +131,11 @@ def counted(count: int, description: Description) -> str:
     return f"{NUMBERS[count]} {description.plural}"
 
 
+def sentence(text: str) -> str:
+    """Return the text with its first letter made large."""
+    return text[0].upper() + text[1:]
+
+
 def listed(phrases: list[str]) -> str:
     """Return "a, b and c"."""
     return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))

@@ -29,6 +29,9 @@ Kind = Literal[
     "relation-extreme",
     "exists",
 ]
+ClipKind = Literal[
+    "clip-order", "clip-action", "clip-count", "clip-effect", "clip-speed", "clip-cause"
+]
 Wording = Literal["plain", "other"]
 MOST_OBJECTS = 9  # more large ones do not find room
 
@@ -52,6 +55,8 @@ class Family:
             small red circle").
         wording: which words ask: of two sets that have no question in common.
         canvas: height and width of the pictures in pixels.
+        frames: how many pictures a clip has, from 8 to 16.
+        clip_kinds: of questions about clips.
 
     Raises:
         DoraError: naming the field, what was given and what is allowed.
@@ -70,6 +75,8 @@ class Family:
     difficulty: int = 2
     wording: Wording = "plain"
     canvas: int = 64
+    frames: int = 8
+    clip_kinds: tuple[ClipKind, ...] = ("clip-order", "clip-action", "clip-count", "clip-effect")
 
     def __post_init__(self) -> None:
         self._check_names("shapes", SHAPES, 2)
@@ -78,6 +85,7 @@ class Family:
         self._check_names("styles", STYLES)
         self._check_names("backgrounds", BACKGROUNDS)
         self._check_names("kinds", get_args(Kind))
+        self._check_names("clip_kinds", get_args(ClipKind))
         least, most = self.counts
         if not 1 <= least <= most <= MOST_OBJECTS:
             raise DoraError(
@@ -91,6 +99,7 @@ class Family:
             )
         self._check_range("difficulty", 1, 3)
         self._check_range("canvas", 32, 1024)
+        self._check_range("frames", 8, 16)
         if self.wording not in get_args(Wording):
             raise DoraError(f"Family.wording must be plain or other; got {self.wording!r}")
         if "ring" in self.shapes and "outlined" in self.styles:
@@ -174,5 +183,7 @@ FAMILY_B = Family(
     ),
     difficulty=3,
     wording="other",
+    frames=12,
+    clip_kinds=get_args(ClipKind),
 )
 FAMILIES = {family.name: family for family in (FAMILY_A, FAMILY_B)}

@@ -43,7 +43,9 @@ def _blend(image: np.ndarray, o: Object) -> None:
     rows, rows_cut = _overlap(top, len(covered), side)
     columns, columns_cut = _overlap(left, len(covered), side)
     patch = image[rows, columns]
-    patch += covered[rows_cut, columns_cut, None] * (np.float32(COLOURS[o.colour]) - patch)
+    patch += covered[rows_cut, columns_cut, None] * (
+        np.array(COLOURS[o.colour], np.float32) - patch
+    )
 
 
 def _overlap(start: int, length: int, side: int) -> tuple[slice, slice]:

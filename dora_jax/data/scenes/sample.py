@@ -12,7 +12,7 @@ from dora_jax.data.scenes import digits
 from dora_jax.data.scenes.families import Family
 from dora_jax.data.scenes.scene import DIGIT, Group, Object, Scene, Split, generator, split_of
 
-_DIGIT_SHARE = 0.35  # of the objects that are free to be one
+DIGIT_SHARE = 0.35  # of the objects that are free to be one
 _GAP = 0.04  # at least between two objects, and to the border, as a share of the canvas
 _TRIES = 20
 
@@ -64,7 +64,7 @@ def _objects(family: Family, rng: np.random.Generator) -> tuple[tuple[Object, ..
         total = int(rng.integers(max(counted, least), most + 1))
     shapes = _some(tuple(s for s in family.shapes if s != group.value), rng)
     colours = _some(tuple(c for c in family.colours if c != group.value), rng)
-    digit_share = _DIGIT_SHARE if family.digits and group.value != DIGIT else 0.0
+    digit_share = DIGIT_SHARE if family.digits and group.value != DIGIT else 0.0
     found = []
     for number in range(total):
         kind = DIGIT if rng.random() < digit_share else pick(shapes, rng)

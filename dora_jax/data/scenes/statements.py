@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dora_jax.data.scenes.describe import sentence
 from dora_jax.data.scenes.families import Family, Kind
 from dora_jax.data.scenes.questions import YES_NO, Question, find, words
 from dora_jax.data.scenes.sample import pick
@@ -31,4 +32,4 @@ def state(scene: Scene, family: Family, kind: Kind, rng: np.random.Generator) ->
 
 def judged(claim: str, is_true: bool, kind: str) -> Question:
     """Return a statement, of options true and false, with its first letter made large."""
-    return Question(claim[0].upper() + claim[1:], TRUE_FALSE[0 if is_true else 1], kind, TRUE_FALSE)
+    return Question(sentence(claim), TRUE_FALSE[0 if is_true else 1], kind, TRUE_FALSE)

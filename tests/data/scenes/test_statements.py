@@ -12,7 +12,7 @@ pytest.importorskip("sklearn", reason="the scenes extra is not installed")
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Kind
 from dora_jax.data.scenes.pairs import PAIR_KINDS, pair_kinds
 from dora_jax.data.scenes.rows import row
-from tests.data.scenes.truth import named, one, things, where
+from tests.data.scenes.truth import named, one, things
 
 KINDS = get_args(Kind)
 FAMILIES = [
