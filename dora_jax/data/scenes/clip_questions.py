@@ -198,17 +198,17 @@ def _what_happens(
 
 
 def _order(asking: _Asking) -> _Made:
-    clip = asking.draw("acts")
-    end = int(asking.rng.integers(2))
-    right = clip.events[-end].actor
-    return _which_object(asking, clip, right, range(_OPTIONS), end=("first", "last")[end])
+    return _first_or_last(asking, asking.draw("acts"), ("first", "last"))
 
 
 def _speed(asking: _Asking) -> _Made:
-    clip = asking.draw("race")
+    return _first_or_last(asking, asking.draw("race"), ("slowest", "fastest"))
+
+
+def _first_or_last(asking: _Asking, clip: Clip, ends: tuple[str, str]) -> _Made:
     end = int(asking.rng.integers(2))
-    right = sorted(clip.events, key=lambda event: event.distance)[-end].actor
-    return _which_object(asking, clip, right, range(_OPTIONS), end=("slowest", "fastest")[end])
+    right = clip.events[-end].actor
+    return _which_object(asking, clip, right, range(_OPTIONS), end=ends[end])
 
 
 def _action(asking: _Asking) -> _Made:

@@ -14,6 +14,7 @@ from dora_jax.data.scenes import digits
 from dora_jax.data.scenes.families import Family
 from dora_jax.data.scenes.sample import DIGIT_SHARE, pick
 from dora_jax.data.scenes.scene import DIGIT, Group, Object, Scene, Split, split_of
+from dora_jax.errors import DoraError
 
 Script = Literal["acts", "race", "collision"]
 Action = Literal["left", "right", "appears", "disappears", "colour"]
@@ -58,7 +59,8 @@ class Clip:
 
     Attributes:
         cast: six objects that differ in what they are called; the first `ACTORS` are in the clip.
-        events: one for each actor but for who is hit, in order of time.
+        events: one for each actor but for who is hit, in order of time; of a race, the slowest
+            first.
         scenes: the frames.
     """
 
@@ -89,15 +91,23 @@ def draw_clip(
             `collision`, two are hit by two others.
         rng: draws it.
         actions: of the actors of `acts`; drawn evenly if not given.
+
+    Raises:
+        DoraError: when the family has too few colours and shapes to tell a cast apart.
     """
+    names = len(family.colours) * (len(family.shapes) + (10 if family.digits else 0))
+    if names < 2 * _CAST:
+        raise DoraError(
+            f"clips need {2 * _CAST} pairs of a colour and a shape to choose from; Family.colours "
+            f"and Family.shapes make {names}: add some"
+        )
     while True:
         cast = _cast(family, rng)
         events = _SCRIPTS[script](cast, family, rng, actions)
         if events is None:
             continue
         background = pick(family.backgrounds, rng)
-        content = repr((background, [name_of(o) for o in cast[:ACTORS]], events))
-        if split_of(content.encode()) == split:
+        if split_of(_content(background, cast, events).encode()) == split:
             break
     written = digits.instances(split)
     cast = tuple(
@@ -120,6 +130,19 @@ def name_of(o: Object) -> tuple[str, str]:
 def called_the(o: Object) -> str:
     """Return "the red circle", "the blue 7"."""
     return "the " + " ".join(name_of(o))
+
+
+def _content(background: str, cast: tuple[Object, ...], events: tuple[Event, ...]) -> str:
+    """Return who does what in which order, apart from when and where."""
+    told = [
+        (
+            called_the(cast[e.actor]),
+            (e.action, e.distance, e.becomes, e.effect),
+            None if e.other is None else called_the(cast[e.other]),
+        )
+        for e in events
+    ]
+    return repr((background, told))
 
 
 def _cast(family: Family, rng: np.random.Generator) -> tuple[Object, ...]:
@@ -174,11 +197,9 @@ def _acts(
 def _race(
     cast: tuple[Object, ...], family: Family, rng: np.random.Generator, actions: object
 ) -> _Events:
-    distances = [_RACE[i] for i in rng.permutation(ACTORS)]
-    ways: tuple[Action, Action] = ("left", "right")
     return tuple(
-        Event(actor, pick(ways, rng), 1, family.frames - 1, distances[actor])
-        for actor in range(ACTORS)
+        Event(actor, pick(("left", "right"), rng), 1, family.frames - 1, distance)
+        for actor, distance in zip(rng.permutation(ACTORS).tolist(), _RACE, strict=True)
     )
 
 

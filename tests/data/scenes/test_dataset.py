@@ -1,5 +1,6 @@
 """The files that the command writes, read by others."""
 
+import dataclasses
 import json
 import sys
 
@@ -69,6 +70,25 @@ def test_pairs_have_two_pictures(tmp_path):
     value = records[0]["conversations"][0]["value"]
     assert value.startswith("<image>\n<image>\n")
     assert value.endswith("\nIs the statement true or false?")
+
+
+def test_a_clip_is_one_picture_of_frames_side_by_side(tmp_path):
+    run(tmp_path, "--task", "clip-questions", "--canvas", "32")
+    run(tmp_path, "--task", "clip-questions", "--canvas", "32", "--split", "test")
+    (first, *_, fifth, _) = json.loads((tmp_path / "train.json").read_text())
+    family = dataclasses.replace(FAMILY_A, canvas=32)
+    expected = row("clip-questions", family, "train", 0)
+    with Image.open(tmp_path / first["image"]) as image:
+        frames = np.split(np.asarray(image), family.frames, axis=1)
+    np.testing.assert_array_equal(frames, [render(scene) for scene in expected.scenes])
+    question = expected.questions[0]
+    assert first["conversations"][0]["value"] == (
+        f"<image>\n{question.question}\nOptions: {'; '.join(question.options)}."
+    )
+    subtitle = row("clip-questions", family, "train", 4).questions[0].subtitle
+    assert fifth["conversations"][0]["value"].startswith(f"<image>\n{subtitle}\n")
+    subtitles = [record["subtitle"] for record in lines(tmp_path / "test.jsonl")]
+    assert [bool(subtitle) for subtitle in subtitles] == [False] * 4 + [True] * 2
 
 
 def test_turns_of_a_tested_conversation_have_names_of_their_own(tmp_path):

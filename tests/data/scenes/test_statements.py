@@ -1,4 +1,4 @@
-"""Statements, of one picture and of two, judged by readings that share nothing with their making."""
+"""Statements, of one picture and of two, judged by readings of their own."""
 
 import re
 from collections import Counter
@@ -27,7 +27,7 @@ def noun_is(name):
     return lambda objects, x, value: str(getattr(one(x, objects), name)) == value
 
 
-# Each pattern with what makes it true; "a is b" of sizes, colours, styles and digits is one pattern.
+# Each pattern with what makes it true; the last one reads sizes, colours, styles and digits.
 SINGLE = [
     (
         r"(?:The number of|Of) (.*) (?:is|one counts) (\d)\.",
