@@ -22,8 +22,7 @@ def caption(scene: Scene, wording: Wording = "plain") -> str:
 def full_caption(scene: Scene, wording: Wording = "plain") -> str:
     """Return every object with its size, style and place, from left to right, in sentences."""
     ordered = sorted(scene.objects, key=lambda o: (o.x, o.y))
-    number = counted(len(ordered), Description()).removeprefix("an ")
-    number = "one object" if number == "object" else number
+    number = "one object" if len(ordered) == 1 else counted(len(ordered), Description())
     opening = {
         "plain": f"On a {scene.background} background there {_is(len(ordered))} {number}.",
         "other": f"The picture, painted on {scene.background}, holds {number}.",

@@ -24,7 +24,7 @@ from dora_jax.data.scenes.questions import Question
 from dora_jax.data.scenes.sample import pick
 from dora_jax.data.scenes.scene import Split
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _OPTIONS = 5
 
 
@@ -39,18 +39,18 @@ class ClipQuestion(Question):
     subtitle: str = ""
 
 
-NAMES: dict[Wording, tuple[str, ...]] = {
+_NAMES: dict[Wording, tuple[str, ...]] = {
     "plain": ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace"),
     "other": ("Hugo", "Iris", "Jonas", "Kira", "Leo", "Mona", "Nils"),
 }
-ACTION_WORDS: dict[str, str] = {
+_ACTION_WORDS: dict[str, str] = {
     "left": "moves to the left",
     "right": "moves to the right",
     "appears": "appears",
     "disappears": "disappears",
     "colour": "changes its colour",
 }
-EFFECT_WORDS: dict[str, str] = {
+_EFFECT_WORDS: dict[str, str] = {
     "away": "it moves away",
     "disappears": "it disappears",
     "colour": "it changes its colour",
@@ -136,12 +136,12 @@ class _Asking(NamedTuple):
     def draw(self, script: Script, actions: tuple[Action, ...] | None = None) -> Clip:
         return draw_clip(self.family, self.split, script, self.rng, actions)
 
-    def shuffled(self, items: Iterable[T]) -> list[T]:
+    def shuffled(self, items: Iterable[_T]) -> list[_T]:
         listed = list(items)
         return [listed[i] for i in self.rng.permutation(len(listed))]
 
     def persons(self, count: int) -> list[str]:
-        return self.shuffled(NAMES[self.family.wording])[:count]
+        return self.shuffled(_NAMES[self.family.wording])[:count]
 
     def say(self, what: str, person: str, slot: str) -> str:
         line = _SAID[what][self.family.wording].format(person=person, it=slot)
@@ -214,7 +214,7 @@ def _first_or_last(asking: _Asking, clip: Clip, ends: tuple[str, str]) -> _Made:
 def _action(asking: _Asking) -> _Made:
     clip = asking.draw("acts")
     event, other = asking.shuffled(clip.events)[:2]
-    answer, options = ACTION_WORDS[event.action], ACTION_WORDS.values()
+    answer, options = _ACTION_WORDS[event.action], _ACTION_WORDS.values()
     return _what_happens(asking, clip, event.actor, other.actor, answer, options)
 
 
@@ -239,7 +239,7 @@ def _count(asking: _Asking) -> _Made:
 def _effect(asking: _Asking) -> _Made:
     clip = asking.draw("collision")
     (_, target, effect), (_, other, _) = asking.shuffled(clip.hits)
-    return _what_happens(asking, clip, target, other, EFFECT_WORDS[effect], EFFECT_WORDS.values())
+    return _what_happens(asking, clip, target, other, _EFFECT_WORDS[effect], _EFFECT_WORDS.values())
 
 
 def _cause(asking: _Asking) -> _Made:

@@ -4,7 +4,6 @@ Who does what is drawn independently of what they look like, and those who only 
 answers look like the others: looks cannot tell an answer.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -103,7 +102,10 @@ def draw_clip(
         )
     while True:
         cast = _cast(family, rng)
-        events = _SCRIPTS[script](cast, family, rng, actions)
+        if script == "acts":
+            events = _acts(cast, family, rng, actions)
+        else:
+            events = _race(family, rng) if script == "race" else _collision(cast, family, rng)
         if events is None:
             continue
         background = pick(family.backgrounds, rng)
@@ -111,8 +113,7 @@ def draw_clip(
             break
     written = digits.instances(split)
     cast = tuple(
-        o if o.digit is None else replace(o, instance=int(pick(written[o.digit], rng)))
-        for o in cast
+        o if o.digit is None else replace(o, instance=pick(written[o.digit], rng)) for o in cast
     )
     tracks = _tracks(cast, events, family.frames, rng)
     scenes = []
@@ -194,22 +195,18 @@ def _acts(
     return tuple(found)
 
 
-def _race(
-    cast: tuple[Object, ...], family: Family, rng: np.random.Generator, actions: object
-) -> _Events:
+def _race(family: Family, rng: np.random.Generator) -> _Events:
     return tuple(
         Event(actor, pick(("left", "right"), rng), 1, family.frames - 1, distance)
         for actor, distance in zip(rng.permutation(ACTORS).tolist(), _RACE, strict=True)
     )
 
 
-def _collision(
-    cast: tuple[Object, ...], family: Family, rng: np.random.Generator, actions: object
-) -> _Events:
+def _collision(cast: tuple[Object, ...], family: Family, rng: np.random.Generator) -> _Events:
     """Let two of the cast be hit by two others, one after another."""
     found = []
-    frames = family.frames // 2 - 1 + rng.permutation(3)
-    for hitter, target, frame in zip((0, 2), (1, 3), frames.tolist(), strict=False):
+    frames = (family.frames // 2 - 1 + rng.permutation(3)[:2]).tolist()
+    for hitter, target, frame in zip((0, 2), (1, 3), frames, strict=True):
         effect: Effect = pick(EFFECTS, rng)
         becomes = None
         if effect in ("colour", "shape"):
@@ -221,11 +218,6 @@ def _collision(
     return tuple(sorted(found, key=lambda event: event.frame))
 
 
-_SCRIPTS: dict[Script, Callable[..., _Events]] = {
-    "acts": _acts,
-    "race": _race,
-    "collision": _collision,
-}
 _Track = list[Object | None]
 
 
@@ -233,14 +225,14 @@ def _tracks(
     cast: tuple[Object, ...], events: tuple[Event, ...], frames: int, rng: np.random.Generator
 ) -> list[_Track]:
     """Return what is seen of each actor in each frame."""
-    lanes = ((rng.permutation(ACTORS) + 0.5) / ACTORS).tolist()
+    lanes = ((rng.permutation(ACTORS)[: len(events)] + 0.5) / ACTORS).tolist()
     found = []
-    for event, lane in zip(events, lanes, strict=False):
+    for event, lane in zip(events, lanes, strict=True):
         o = replace(cast[event.actor], y=lane)
-        if event.action == "hits":
-            found += _collide(o, replace(cast[int(event.other or 0)], y=lane), event, frames, rng)
-        else:
+        if event.other is None:
             found.append(_act(o, event, frames, rng))
+        else:
+            found += _collide(o, replace(cast[event.other], y=lane), event, frames, rng)
     return found
 
 

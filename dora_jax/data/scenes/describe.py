@@ -125,7 +125,7 @@ def with_article(phrase: str) -> str:
 
 
 def counted(count: int, description: Description) -> str:
-    """Return "a red circle" for one, "two red circles" for more, "no red circles" for none."""
+    """Return "a red circle" for one, "two red circles" for more."""
     if count == 1:
         return with_article(description.phrase)
     return f"{NUMBERS[count]} {description.plural}"

@@ -22,8 +22,10 @@ def images() -> np.ndarray:
 
 
 @functools.cache
-def instances(split: Split) -> tuple[np.ndarray, ...]:
-    """Return the indices of a split's handwritten ones, an array for each digit from 0 to 9."""
+def instances(split: Split) -> tuple[tuple[int, ...], ...]:
+    """Return the indices of a split's handwritten ones, for each digit from 0 to 9."""
     values = load_digits().target
     splits = np.array([split_of(image.tobytes()) for image in images()])
-    return tuple(np.flatnonzero((values == digit) & (splits == split)) for digit in range(10))
+    return tuple(
+        tuple(np.flatnonzero((values == digit) & (splits == split)).tolist()) for digit in range(10)
+    )

@@ -52,8 +52,8 @@ class Row:
 
     Attributes:
         scenes: one picture, two for `pairs`, or the frames of a clip.
-        questions: one, or several turns for `conversations`. Captions have no options; those about
-            clips have a subtitle.
+        questions: one, or several turns for `conversations`; of `clip-questions` they are
+            `ClipQuestion`s, which have a subtitle; captions have no options.
     """
 
     scenes: tuple[Scene, ...]

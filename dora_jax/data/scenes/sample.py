@@ -4,14 +4,26 @@ Everything is drawn alike for all colours, all shapes and all digits, and what c
 has every number equally often: that is what keeps the answers balanced (`questions.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar, get_args
 
 import numpy as np
 
 from dora_jax.data.scenes import digits
 from dora_jax.data.scenes.families import Family
-from dora_jax.data.scenes.scene import DIGIT, Group, Object, Scene, Split, generator, split_of
+from dora_jax.data.scenes.scene import (
+    DIGIT,
+    Group,
+    GroupBy,
+    Object,
+    Scene,
+    Split,
+    generator,
+    split_of,
+)
 
+_T = TypeVar("_T")
 DIGIT_SHARE = 0.35  # of the objects that are free to be one
 _GAP = 0.04  # at least between two objects, and to the border, as a share of the canvas
 _TRIES = 20
@@ -34,12 +46,12 @@ def draw(family: Family, split: Split, rng: np.random.Generator) -> Scene:
     written = digits.instances(split)
     found = []
     for o, (x, y) in zip(objects, places.tolist(), strict=True):
-        instance = None if o.digit is None else int(pick(written[o.digit], rng))
+        instance = None if o.digit is None else pick(written[o.digit], rng)
         found.append(replace(o, x=x, y=y, instance=instance))
     return replace(scene, objects=tuple(found))
 
 
-def pick(choices, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+def pick(choices: Sequence[_T], rng: np.random.Generator) -> _T:
     """Return one of a sequence, each as likely as the others."""
     return choices[int(rng.integers(len(choices)))]
 
@@ -53,7 +65,7 @@ def _some(choices: tuple[str, ...], rng: np.random.Generator) -> tuple[str, ...]
 def _objects(family: Family, rng: np.random.Generator) -> tuple[tuple[Object, ...], Group]:
     """Return objects without a place, and the group whose number was drawn first."""
     least, most = family.counts
-    by = pick(("kind", "colour", "all"), rng)
+    by: GroupBy = pick(get_args(GroupBy), rng)
     kinds = (*family.shapes, DIGIT) if family.digits else family.shapes
     if by == "all":
         group, counted = Group("all"), int(rng.integers(least, most + 1))

@@ -8,6 +8,7 @@ import numpy as np
 
 Split = Literal["train", "validation", "test"]
 Size = Literal["small", "large"]
+GroupBy = Literal["kind", "colour", "all"]
 DIGIT = "digit"  # the kind of an object that is no shape
 SIZES: tuple[Size, ...] = ("small", "large")
 # Half of an object's extent, as a share of the canvas. Digits need more pixels to be read.
@@ -56,7 +57,7 @@ class Group:
         value: the kind or colour; empty for all.
     """
 
-    by: Literal["kind", "colour", "all"]
+    by: GroupBy
     value: str = ""
 
     def count(self, objects: tuple[Object, ...]) -> int:

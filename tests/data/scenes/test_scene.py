@@ -81,7 +81,7 @@ def test_no_handwritten_digit_is_in_two_splits():
     for split in SPLITS:
         for value, indices in enumerate(digits.instances(split)):
             assert len(indices) >= 10
-            assert set(given.target[indices]) == {value}
+            assert set(given.target[list(indices)]) == {value}
 
 
 @FAMILIES
