@@ -8,7 +8,7 @@ Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]
 STYLES = ("filled", "outlined", "striped")
 _LINE = 0.24  # how thick an outline is
 _STRIPE = 0.7  # from one stripe to the next
-_BETWEEN = 0.35  # how much paint there is between stripes: the shape must still be seen
+_BETWEEN = 0.45  # how much paint there is between stripes: the shape must still be seen
 
 
 def _polygon(*corners: tuple[float, float]) -> Inside:
