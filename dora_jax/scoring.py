@@ -108,7 +108,7 @@ def _lay_out(
     segments = np.full((size, length), PADDING, np.int32)
     sources = np.zeros((size, scored), np.int32)
     targets = np.zeros((size, scored), np.int32)
-    filled = [*requests, *requests[-1:] * (size - len(requests))]
+    filled = [*requests, *[requests[-1]] * (size - len(requests))]
     for i, (prompt, continuations, _) in enumerate(filled):
         start = len(prompt)
         tokens[i, :start] = prompt
