@@ -230,7 +230,6 @@ def test_the_pictures_matter_and_can_be_left_out(folder):
     def losses(**fields):
         config = experiment(folder)
 
-
         return evaluate(
             dataclasses.replace(config, data=dataclasses.replace(config.data, **fields)), None
         )[0]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dora_jax.data.examples import Example, Turn
 from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.vision import IMAGE
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
 
@@ -124,6 +125,11 @@ def _vicuna(prompt: str, tokenizer: Tokenizer) -> str:
     return f"USER: {prompt} ASSISTANT:"
 
 
+def _images_alone(prompt: str, tokenizer: Tokenizer) -> str:
+    """The images, whatever the row asks: the first stage of LLaVA's training, on captions."""
+    return IMAGE * prompt.count(IMAGE)
+
+
 def _none(prompt: str, tokenizer: Tokenizer) -> str:
     return prompt
 
@@ -162,6 +168,7 @@ TEMPLATES = {
         PromptTemplate("alpaca", _alpaca),
         PromptTemplate("alpaca-indented", _alpaca_indented, " "),
         PromptTemplate("vicuna", _vicuna, " ", opening=_VICUNA),
+        PromptTemplate("llava-plain", _images_alone),
         PromptTemplate("none", _none, is_verbatim=True),
     )
 }

@@ -103,7 +103,8 @@ class DataConfig:
     """Of the choice of entities and rows (not of training)."""
     prompt: str = "plain"
     """Prompt template: plain, chat, alpaca (the paper's, clean), alpaca-indented (as its authors'
-    code wrote it), or none (prompt and completion as they stand)."""
+    code wrote it), vicuna (LLaVA-1.5's v1), llava-plain (images alone: LLaVA's first stage), or
+    none (prompt and completion as they stand)."""
     train_on: TrainOn = "answers"
     """What carries a label: answers (all of a conversation's) or all."""
     max_length: int = 256

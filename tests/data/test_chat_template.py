@@ -162,3 +162,42 @@ def test_no_template_names_the_way_out():
 def test_templates_cannot_reach_into_python(source):
     with pytest.raises(DoraError, match="refuses messages"):
         with_template(source).apply_chat_template([user("a")])
+
+
+# Of models that see: a message is a list of parts, always, or where it is no text.
+IN_PARTS = (
+    "{% for m in messages %}{{ m.role | upper }}: "
+    "{% for p in m.content | selectattr('type', 'equalto', 'image') %}<image>\n{% endfor %}"
+    "{% for p in m.content | selectattr('type', 'equalto', 'text') %}{{ p.text }} {% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+EITHER = (
+    "{% for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{{ '[picture]' if p['type'] == 'image' else p['text'] }}{% endfor %}"
+    "{% endif %};{% endfor %}"
+)
+SHOWN = [user("<image>\nWhat is it?"), assistant("A dot."), user("Sure?")]
+
+
+def test_messages_are_given_in_parts_where_a_template_takes_parts():
+    found = with_template(IN_PARTS).apply_chat_template(SHOWN, True)
+    assert found == "USER: <image>\nWhat is it? ASSISTANT: A dot. USER: Sure? ASSISTANT:"
+    two = [user("Is <image> like <image>?")]
+    assert with_template(IN_PARTS).apply_chat_template(two) == (
+        "USER: <image>\n<image>\nIs   like  ? "
+    )
+
+
+def test_text_stays_text_where_a_template_takes_both():
+    found = with_template(EITHER).apply_chat_template(SHOWN)
+    assert found == "user: [picture]What is it?;assistant: A dot.;user: Sure?;"
+
+
+def test_a_template_of_texts_gets_the_mark_as_text():
+    plain = "{% for m in messages %}{{ m.content }};{% endfor %}"
+    assert with_template(plain).apply_chat_template(SHOWN) == ("<image>\nWhat is it?;A dot.;Sure?;")
+
+
+def test_answers_are_found_in_a_conversation_of_parts():
+    found, spans = with_template(IN_PARTS).chat_with_answers(SHOWN)
+    assert [found[a:b] for a, b in spans] == [" A dot."]

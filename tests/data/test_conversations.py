@@ -227,3 +227,38 @@ def test_answers_move_with_what_is_cut_before_them():
             kept = zip(texts[::-1], expected[::-1], strict=False)
             assert all(full.endswith(text) for text, full in kept)
             assert texts[-1] == "In 1843.<|im_end|>"
+
+
+V1 = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions. "
+)
+
+
+def test_llavas_v1_says_once_what_the_conversation_is():
+    tokenizer = tiny_tokenizer()
+    (row,) = encode_all([CHAT], get_template("vicuna"), tokenizer, 600).rows
+    assert tokenizer.decode(row.prompt, skip_special_tokens=False) == (
+        f"{V1}USER: Who wrote it? ASSISTANT: Ada did.</s>"
+        "USER: Ada did. Sure? ASSISTANT: Quite sure.</s>USER: And when? ASSISTANT:"
+    )
+    assert tokenizer.decode(row.answer) == " In 1843."
+    said = [tokenizer.decode(row.prompt[a:b], skip_special_tokens=False) for a, b in row.earlier]
+    assert said == [" Ada did.</s>", " Quite sure.</s>"]
+    one = get_template("vicuna").encode_prompt("Who?", tokenizer)
+    assert tokenizer.decode(one) == f"{V1}USER: Who? ASSISTANT:"
+
+
+def test_a_system_message_takes_the_place_of_v1s_own():
+    tokenizer = tiny_tokenizer()
+    turns = (Turn("system", "Be brief."), Turn("user", "Who?"))
+    (row,) = encode_all(
+        [Example("Who?", "Ada", turns=turns)], get_template("vicuna"), tokenizer, 600
+    ).rows
+    assert tokenizer.decode(row.prompt) == "Be brief. USER: Who? ASSISTANT:"
+
+
+def test_llavas_first_stage_shows_the_images_alone():
+    tokenizer, token = tiny_tokenizer().with_special_token("<image>")
+    prompt = get_template("llava-plain").encode_prompt("<image>\nDescribe it.", tokenizer)
+    assert prompt == [*tokenizer.start_ids, token]
