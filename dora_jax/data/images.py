@@ -7,7 +7,7 @@ CLIP, SigLIP and LLaVA, and done by Pillow as they do it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from jaxtyping import Float
@@ -176,11 +176,11 @@ class BrokenImageError(DoraError):
     """A file that is missing, or no image that can be read."""
 
 
-def open_image(path: str | Path, whole: bool = True) -> "Image":
+def open_image(path: "str | Path | BinaryIO", whole: bool = True) -> "Image":
     """Open an image file.
 
     Args:
-        path: the file.
+        path: the file, or one that is open.
         whole: whether to read all of it; else its head alone, which does not show whether the file
             is cut short.
 

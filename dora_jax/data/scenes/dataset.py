@@ -11,12 +11,13 @@ import numpy as np
 from dora_jax.analysis.atomic import write_bytes, write_text
 from dora_jax.data.scenes.clip_questions import ClipQuestion
 from dora_jax.data.scenes.families import Family
+from dora_jax.data.scenes.questions import Question
 from dora_jax.data.scenes.render import render_all
 from dora_jax.data.scenes.rows import Row, Task, row
 from dora_jax.data.scenes.scene import Split
 from dora_jax.errors import DoraError
 
-# What a training row adds to the first question, so that a language model knows what is wanted.
+# What is added to the first question, so that a language model knows what is wanted.
 _SHORTLY = "Answer the question using a single word or phrase."
 _JUDGE = "Is the statement true or false?"
 INSTRUCTIONS: dict[Task, str] = {
@@ -38,11 +39,11 @@ def write(
 
     Training rows go to `train.json`, a list of `{"id", "image", "conversations": [{"from":
     "human", "value": "<image>\n..."}, {"from": "gpt", "value": "..."}]}`. Those of the other
-    splits go to `validation.jsonl` or `test.jsonl`, a line for each question: `{"id", "image",
-    "question", "answer", "options", "kind"}`, without the instruction that a training row adds
-    (`INSTRUCTIONS`). `image` is a path from the folder, or a list of two for `pairs`. A clip is one
-    picture, its frames side by side from left to right; its questions have a `subtitle` too, which
-    in training stands before the question, as the options stand behind it.
+    splits go to `validation.jsonl` or `test.jsonl`, a line for each question, in the same words:
+    `{"id", "image", "question", "answer", "options", "task"}`, the task being the kind of question.
+    `image` is a path from the folder, or a list of two for `pairs`. A clip is one picture, its
+    frames side by side from left to right; its subtitle stands before the question, and its
+    options behind it.
 
     Args:
         folder: to write to; made if it is missing.
@@ -73,7 +74,10 @@ def write(
             continue
         for number, asked in enumerate(found.questions):
             turn = f"-{number}" if len(found.questions) > 1 else ""
-            records.append({"id": name + turn, "image": image, **vars(asked)})
+            fields = {"question": _asked(asked, task), "answer": asked.answer}
+            choice = {"options": asked.options} if asked.options else {}
+            identity = {"id": name + turn, "image": image}
+            records.append({**identity, **fields, **choice, "task": asked.kind})
     if split == "train":
         path, text = folder / "train.json", json.dumps(records, indent=1)
     else:
@@ -89,15 +93,19 @@ def _turns(found: Row, task: Task) -> list[dict[str, str]]:
     turns = []
     for number, asked in enumerate(found.questions):
         value = asked.question
-        if isinstance(asked, ClipQuestion):
-            options = f"Options: {'; '.join(asked.options)}."
-            value = "\n".join(filter(None, (asked.subtitle, value, options)))
         if number == 0:
-            value = "<image>\n" * (2 if task == "pairs" else 1) + value
-            value += "\n" + INSTRUCTIONS[task] if INSTRUCTIONS[task] else ""
+            value = "<image>\n" * (2 if task == "pairs" else 1) + _asked(asked, task)
         turns.append({"from": "human", "value": value})
         turns.append({"from": "gpt", "value": asked.answer})
     return turns
+
+
+def _asked(asked: Question, task: Task) -> str:
+    """Return all that is said about the pictures in a first question."""
+    parts = [asked.question, INSTRUCTIONS[task]]
+    if isinstance(asked, ClipQuestion):
+        parts = [asked.subtitle, asked.question, f"Options: {'; '.join(asked.options)}."]
+    return "\n".join(filter(None, parts))
 
 
 def _write_images(folder: Path, name: str, found: Row, task: Task) -> list[str]:

@@ -18,6 +18,7 @@ from dora_jax.data.scenes.dataset import write
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B
 from dora_jax.data.scenes.render import render
 from dora_jax.data.scenes.rows import row
+from dora_jax.data.sources import read_source
 from dora_jax.errors import DoraError
 
 
@@ -53,11 +54,16 @@ def test_training_rows_are_llava_s(tmp_path, capsys):
 def test_test_rows_have_options_and_kinds(tmp_path):
     run(tmp_path, "--split", "test", "--task", "questions")
     records = lines(tmp_path / "test.jsonl")
-    assert [record["kind"] for record in records] == list(FAMILY_A.kinds[:6])
+    assert [record["task"] for record in records] == list(FAMILY_A.kinds[:6])
     for record in records:
-        assert set(record) == {"id", "image", "question", "answer", "options", "kind"}
+        assert set(record) == {"id", "image", "question", "answer", "options", "task"}
         assert record["answer"] in record["options"]
         assert (tmp_path / record["image"]).exists()
+        assert record["question"].endswith("?\nAnswer the question using a single word or phrase.")
+    (first, *_), left_out = read_source(tmp_path / "test.jsonl")
+    assert (list(first.options), first.task) == (records[0]["options"], records[0]["task"])
+    assert first.prompt == "<image>\n" + records[0]["question"]
+    assert left_out == {}
 
 
 def test_pairs_have_two_pictures(tmp_path):
@@ -87,8 +93,10 @@ def test_a_clip_is_one_picture_of_frames_side_by_side(tmp_path):
     )
     subtitle = row("clip-questions", family, "train", 4).questions[0].subtitle
     assert fifth["conversations"][0]["value"].startswith(f"<image>\n{subtitle}\n")
-    subtitles = [record["subtitle"] for record in lines(tmp_path / "test.jsonl")]
-    assert [bool(subtitle) for subtitle in subtitles] == [False] * 4 + [True] * 2
+    first, *_, last = lines(tmp_path / "test.jsonl")
+    untold, told = (row("clip-questions", family, "test", n).questions[0] for n in (0, 5))
+    assert first["question"].split("\n")[0] == untold.question
+    assert last["question"].startswith(f"{told.subtitle}\n{told.question}\nOptions: ")
 
 
 def test_turns_of_a_tested_conversation_have_names_of_their_own(tmp_path):
