@@ -1,6 +1,8 @@
 """A model that sees, from its parts to an answer: every command that a user would give."""
 
+import base64
 import dataclasses
+import io
 import json
 
 import jax
@@ -9,6 +11,8 @@ import pytest
 import safetensors.numpy
 
 pytest.importorskip("PIL", reason="the vision extra is not installed")
+
+from PIL import Image
 
 from dora_jax import cli
 from dora_jax.analysis.records import decode
@@ -28,6 +32,7 @@ from dora_jax.training.config import (
     AdapterConfig,
     CompareConfig,
     DataConfig,
+    EvaluationConfig,
     ExecuteConfig,
     ExperimentConfig,
     ModelConfig,
@@ -100,6 +105,7 @@ def experiment(folder, **fields):
             rank=2, alpha=4, modules=TUNED, modules_to_save=(r"multi_modal_projector/linear_\d",)
         ),
         "optim": OptimConfig(rate_ratios={"multi_modal_projector/.*": 0.5}),
+        "evaluation": EvaluationConfig(samples=2),
         "train": TrainConfig(steps=4, batch_size=4, checkpoint_every=2),
         "compare": CompareConfig(learning_rates=(1e-2,), search_steps=0),
         "out": folder / "run",
@@ -204,6 +210,39 @@ def test_methods_are_compared_on_pictures(results, folder):
     assert lora.flops_per_s > 0
     again = compare(experiment(folder), "the command")
     assert [run.correct for run in again.runs] == [run.correct for run in results.runs]
+
+
+def test_the_report_shows_pictures_and_what_was_said(results, folder):
+    assert [sample.row for sample in results.samples] == [0, 3]
+    first, last = results.samples
+    assert first.question == "Question: \nSo?\nAnswer:"
+    assert (first.answer, last.answer) == NAMES
+    for run in (results.base, *results.runs):
+        right = [
+            said == sample.answer for said, sample in zip(run.answers, results.samples, strict=True)
+        ]
+        assert right == [bool(run.correct[0]), bool(run.correct[3])]
+    (uri,) = first.images
+    picture = Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/png;base64,"))))
+    assert (picture.size, picture.getpixel((0, 0))) == ((14, 14), (GREYS[0],) * 3)
+    page = (folder / "run" / "report.html").read_text()
+    assert page.count('src="data:image/png;base64,') == 2
+    assert page.count(uri) == 1
+
+
+def test_blind_arms_stand_beside_those_that_see(folder):
+    config = experiment(
+        folder,
+        out=folder / "blind",
+        variants={
+            "LoRA": {"train.method": "lora"},
+            "LoRA, blind": {"train.method": "lora", "data.images": "leave_out"},
+        },
+    )
+    seeing, blind = compare(config, "the command").runs
+    assert seeing.history != blind.history
+    # The same words, and two answers to each: half of them are right, whatever was learnt.
+    assert blind.accuracy == 0.5
 
 
 def test_an_interrupted_run_goes_on_with_its_pictures(results, folder, monkeypatch):

@@ -14,7 +14,7 @@ from dora_jax.analysis.conclusions import cautions, conclude, is_shown
 from dora_jax.analysis.grid_plots import axis_plots, size_plot
 from dora_jax.analysis.plots import Plot
 from dora_jax.analysis.published import beside_published
-from dora_jax.analysis.results import ComparisonResults, RunResult
+from dora_jax.analysis.results import BaseResult, ComparisonResults, RunResult, Sample
 from dora_jax.analysis.spread import spreads
 from dora_jax.analysis.summary import METRIC_LABELS, MethodSummary, Summary, summarize
 from dora_jax.analysis.svg import save_plot
@@ -100,12 +100,32 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
             for split, reasons in results.data.skipped.items()
             for reason, count in reasons.items()
         ],
+        samples=_samples(results),
         is_shown=is_shown,
         label=summary.label,
         last_drift=_last_drift,
         last_loss=_last_loss,
         drawn=_drawn,
     )
+
+
+def _samples(results: ComparisonResults) -> list[tuple[Sample, list[tuple[str, str, bool]]]]:
+    """Return each shown row with (who, what was said, whether it is right), the base model first.
+
+    Of each arm the first run speaks.
+    """
+    labels = {arm.name: arm.label for arm in results.arms}
+    speakers: list[tuple[str, BaseResult | RunResult]] = [("Base model", results.base)]
+    for name, label in labels.items():
+        own = next((run for run in results.runs if run.method == name), None)
+        speakers += [] if own is None else [(label, own)]
+    return [
+        (
+            sample,
+            [(w, s.answers[n], bool(s.correct[sample.row])) for w, s in speakers if s.answers],
+        )
+        for n, sample in enumerate(results.samples)
+    ]
 
 
 def _unanswered(results: ComparisonResults, protocol: str, method: MethodSummary | None) -> str:

@@ -78,6 +78,26 @@ class EvalRow:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """An evaluated row that the report shows.
+
+    Attributes:
+        question: as the model read it, without its images.
+        answer: the right one.
+        row: its place among the evaluated ones.
+        images: data URIs, small.
+    """
+
+    question: str
+    answer: str
+    row: int
+    images: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "images", tuple(self.images))
+
+
+@dataclass(frozen=True)
 class ProtocolResult:
     """The score by another protocol on the same rows.
 
@@ -99,16 +119,19 @@ class ProtocolResult:
 class BaseResult:
     """The untuned model's score; `correct` holds 0 or 1 for each evaluated row.
 
-    `other` holds the scores by other protocols than the main one, by name.
+    `other` holds the scores by other protocols than the main one, by name; `answers` what it said
+    to the rows of `ComparisonResults.samples`.
     """
 
     accuracy: float
     correct: tuple[int, ...]
     loss: float | None = None
     other: dict[str, ProtocolResult] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _freeze_correct(self, self.correct, self.accuracy)
+        object.__setattr__(self, "answers", tuple(self.answers))
 
 
 @dataclass(frozen=True)
@@ -225,7 +248,8 @@ class RunResult:
 
     Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
     compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
-    `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known.
+    `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known;
+    `answers` is what it said to the rows of `ComparisonResults.samples`.
     """
 
     method: str
@@ -245,10 +269,12 @@ class RunResult:
     mfu: float | None = None
     history: tuple[HistoryPoint, ...] = ()
     other: dict[str, ProtocolResult] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _freeze_correct(self, self.correct, self.accuracy)
-        object.__setattr__(self, "history", tuple(self.history))
+        for name in ("history", "answers"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -273,6 +299,8 @@ class ComparisonResults:
         published: rows to show beside them.
         protocol: how `correct` was found: "likelihood", "generate" (first match) or, of free
             answers, "exact_match".
+        samples: evaluated rows to show, with what the base model and the first run of each arm
+            said to them.
 
     Raises:
         ValueError: when the parts contradict each other (a `FieldError`, naming the field).
@@ -294,9 +322,10 @@ class ComparisonResults:
     pairs: tuple[tuple[str, ...], ...] = ()
     published: tuple[Published, ...] = ()
     protocol: str = ""
+    samples: tuple[Sample, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("eval_rows", "runs", "search", "arms", "failures", "published"):
+        for name in ("eval_rows", "runs", "search", "arms", "failures", "published", "samples"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_arms()
         rows = len(self.eval_rows)
@@ -318,6 +347,10 @@ class ComparisonResults:
                     f"runs[{i}]",
                     f"repeats method {run.method!r} with seed {run.seed}, as runs[{first}] has",
                 )
+
+        for i, sample in enumerate(self.samples):
+            if not 0 <= sample.row < rows:
+                raise FieldError(f"samples[{i}].row", f"must be a row, from 0; got {sample.row}")
 
     def _check_arms(self) -> None:
         used = dict.fromkeys(run.method for run in self.runs)

@@ -37,7 +37,7 @@ from dora_jax.analysis.terminal import print_comparison
 from dora_jax.comparison.arms import ArmPlan, make_arms
 from dora_jax.comparison.executors import make_executor
 from dora_jax.comparison.parts import FAILED_FILE, Part, outcome
-from dora_jax.comparison.workbench import Workbenches, check_modules
+from dora_jax.comparison.workbench import Workbench, Workbenches, check_modules
 from dora_jax.errors import DoraError
 from dora_jax.mesh import MeshConfig
 from dora_jax.partition import count_parameters
@@ -133,6 +133,7 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             pairs=config.compare.pairs,
             published=config.published,
             protocol=bench.task.protocols("evaluation")[0],
+            samples=bench.task.samples,
         )
         if is_first():
             write_report(results, folder / REPORT_FILE)
@@ -198,7 +199,7 @@ def _identity(
         bench = benches.of(arm)
         check_modules(arm, bench.pretrained)
         digests[bench.task.digest] = None
-        if bench.task.evaluation_digest != first.task.evaluation_digest:
+        if not _asks_the_same(bench, first):
             raise DoraError(
                 f"{arm.name} would be scored on other rows, or rows that read otherwise, than "
                 f"{arms[0].name}: such scores do not compare; run a comparison for each"
@@ -207,6 +208,13 @@ def _identity(
         "weights": f"{first.pretrained.source}, {first.weights}",
         "rows": " ".join(digests),
     }
+
+
+def _asks_the_same(bench: Workbench, first: Workbench) -> bool:
+    """Whether two arms are scored on the same rows, with or without the images in them."""
+    if bench.config.data.images == first.config.data.images:
+        return bench.task.evaluation_digest == first.task.evaluation_digest
+    return bench.task.evaluation_names == first.task.evaluation_names
 
 
 def _trials(config: ExperimentConfig, arms: Sequence[ArmPlan]) -> list[Part]:

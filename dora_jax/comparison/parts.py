@@ -205,7 +205,7 @@ def _message(error: Exception) -> str:
 
 def _base(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
     score = bench.score(bench.pretrained.params, "evaluation", _scoring(progress))
-    result = BaseResult(score.accuracy, score.correct, score.loss, score.other)
+    result = BaseResult(score.accuracy, score.correct, score.loss, score.other, score.answers)
     return result, f"base model: {score.accuracy:.1%}"
 
 
@@ -253,6 +253,7 @@ def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> 
         mfu=_median(rows, "mfu"),
         history=result.history,
         other=score.other,
+        answers=score.answers,
     )
     return run, (
         f"{part.arm.name}, seed {part.seed}: {score.accuracy:.1%}; "

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from dora_jax.analysis.results import DataInfo, EvalRow, ProtocolResult
+from dora_jax.analysis.results import DataInfo, EvalRow, ProtocolResult, Sample
 from dora_jax.data.batches import Share, StepBatches
 from dora_jax.data.encode import EncodedRow, digest_rows, encode_all
 from dora_jax.data.examples import Split, TooLong
@@ -22,6 +23,7 @@ from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import is_match, new_tokens
 from dora_jax.evaluation.first_match import judge
 from dora_jax.evaluation.likelihood import pick, row_length, score_rows
+from dora_jax.evaluation.samples import sample_places, show
 from dora_jax.evaluation.writing import write_answers
 from dora_jax.generation import Sampling
 from dora_jax.models.build import Decoder
@@ -37,12 +39,14 @@ class Score:
         correct: 0 or 1 for each row, in the split's order.
         loss: mean negative log-likelihood of the right answers' tokens, end token included, nats.
         other: the scores by the other protocols, by name.
+        answers: what it said, by the main protocol, to the rows that a report shows.
     """
 
     accuracy: float
     correct: tuple[int, ...]
     loss: float
     other: dict[str, ProtocolResult] = field(default_factory=dict)
+    answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,13 @@ class Task:
     def evaluation_digest(self) -> str:
         """A short name of the evaluated rows."""
         return digest_rows(self.rows["evaluation"])
+
+    @functools.cached_property
+    def evaluation_names(self) -> str:
+        """A short name of which rows are evaluated, whatever is read of them."""
+        rows = self.rows["evaluation"]
+        named = repr([(row.where, row.text, row.option_texts, row.task) for row in rows])
+        return hashlib.sha256(named.encode()).hexdigest()[:16]
 
     def describe(self) -> list[str]:
         """Return lines for the terminal: the rows, how they are scored, what was left out."""
@@ -222,11 +233,13 @@ class Task:
         )
         loss = sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
         found: dict[str, ProtocolResult] = {}
+        said: dict[str, list[str]] = {}
         for protocol in self.protocols(split):
             judged: list[bool | None]
             if protocol == "likelihood":
-                pairs = zip(rows, scores, strict=True)
-                judged = [pick(row, options) == row.correct for row, options in pairs]
+                picked = [pick(row, options) for row, options in zip(rows, scores, strict=True)]
+                judged = [n == row.correct for n, row in zip(picked, rows, strict=True)]
+                texts = [row.option_texts[n] for n, row in zip(picked, rows, strict=True)]
             else:
                 sampling, verdict = self._writing(protocol, split)
                 texts = write_answers(
@@ -240,13 +253,21 @@ class Task:
                     self.vision,
                 )
                 judged = [verdict(row, text) for row, text in zip(rows, texts, strict=True)]
+            said[protocol] = texts
             correct = tuple(int(is_right or 0) for is_right in judged)
             found[protocol] = ProtocolResult(
                 sum(correct) / len(correct), correct, sum(is_right is None for is_right in judged)
             )
         main, *others = found
         other = {name: found[name] for name in others}
-        return Score(found[main].accuracy, found[main].correct, loss, other)
+        shown = self.evaluation.samples if split == "evaluation" else 0
+        answers = tuple(said[main][place].strip() for place in sample_places(len(rows), shown))
+        return Score(found[main].accuracy, found[main].correct, loss, other, answers)
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """The evaluated rows that a report shows, in the order of `Score.answers`."""
+        return show(self.rows["evaluation"], self.evaluation.samples, self.tokenizer)
 
     def _writing(
         self, protocol: str, split: Split

@@ -191,6 +191,8 @@ class EvaluationConfig:
     """Beams of generate."""
     new_tokens: int = 32
     """Tokens that generate writes, at most."""
+    samples: int = 0
+    """Rows that the report shows, with their images and what each method said."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "protocols", tuple(self.protocols))
@@ -199,8 +201,8 @@ class EvaluationConfig:
         for protocol in given:
             require_choice(name, protocol, Protocol)
         require(len(set(given)) == len(given), name, given, "without repeats")
-        for name in ("beams", "new_tokens"):
-            require_count(f"evaluation.{name}", getattr(self, name))
+        for name, least in (("beams", 1), ("new_tokens", 1), ("samples", 0)):
+            require_count(f"evaluation.{name}", getattr(self, name), least)
 
 
 @dataclass(frozen=True)
