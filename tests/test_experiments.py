@@ -1,5 +1,7 @@
 """Every experiment file can be read, and the paper's rows are the paper's."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,18 @@ import pytest
 from dora_jax.cli import load_experiment
 from dora_jax.comparison.arms import make_arms
 from experiments.commonsense import published
+from experiments.llava import build_eval
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-PARTS = ("__init__.py", "build_data.py", "miniature.py", "paper.py", "published.py", "smollm2.py")
+PARTS = (
+    "__init__.py",
+    "build_data.py",
+    "build_eval.py",
+    "miniature.py",
+    "paper.py",
+    "published.py",
+    "smollm2.py",
+)
 FILES = [
     path
     for path in sorted(FOLDER.rglob("*.py"))
@@ -68,3 +79,65 @@ def test_published_averages_are_those_of_their_rows():
                 mean = sum(row.scores.values()) / len(row.scores)
                 assert mean == pytest.approx(row.average, abs=0.11), row.label
     assert seen == 13
+
+
+def test_the_paper_s_llava():
+    """Tables 4, 10 and 12."""
+    config = load_experiment(str(FOLDER / "llava" / "llava_7b.py"))
+    full, lora, dora = make_arms(config)
+    assert [arm.label for arm in (full, lora, dora)] == ["Full fine-tuning", "LoRA", "DoRA"]
+    assert [arm.config.optim.learning_rate for arm in (full, lora, dora)] == [2e-5, 2e-4, 2e-4]
+    for arm in (lora, dora):
+        adapter, optim = arm.config.adapter, arm.config.optim
+        assert (adapter.rank, adapter.alpha, adapter.dropout) == (128, 256, 0.05)
+        ((pattern, ratio),) = optim.rate_ratios
+        assert re.fullmatch(pattern, "multi_modal_projector/linear_1/kernel")
+        assert optim.learning_rate * ratio == pytest.approx(2e-5)
+        rules = adapter.rules(arm.method)
+        for name in ("q", "k", "v", "o", "up", "down", "gate"):
+            path = f"language_model/layers/mlp/{name}_proj"
+            assert rules.spec_for(path).method == arm.method
+        assert rules.spec_for("multi_modal_projector/linear_2").method == "full"
+        assert rules.spec_for("vision_tower/layers/self_attn/q_proj").method == "frozen"
+        assert rules.spec_for("language_model/lm_head").method == "frozen"
+    rules = full.config.adapter.rules("full")
+    assert rules.spec_for("language_model/lm_head").method == "full"
+    assert rules.spec_for("vision_tower/layers/mlp/fc1").method == "frozen"
+    assert config.train.steps * config.train.batch_size == pytest.approx(665_298, abs=128)
+    assert (config.optim.schedule, config.optim.warmup_ratio) == ("cosine", 0.03)
+    assert (config.data.max_length, config.data.prompt) == (2048, "vicuna")
+    for row in config.published:
+        assert sum(row.scores.values()) / 7 == pytest.approx(row.average, abs=0.11)
+    first = load_experiment(str(FOLDER / "llava" / "pretrain.py"))
+    rules = first.adapter.rules(first.train.method)
+    assert rules.spec_for("multi_modal_projector/linear_1").method == "full"
+    assert rules.spec_for("language_model/layers/mlp/up_proj").method == "frozen"
+    assert (first.optim.learning_rate, first.train.batch_size) == (1e-3, 256)
+
+
+def test_rows_to_compare_llavas_on(tmp_path, capsys):
+    """POPE's questions as yes or no, ScienceQA's with an image as letters."""
+    asked = {"question_id": 1, "image": "1.jpg", "text": "Is there a cat?", "label": "no"}
+    (tmp_path / "coco_pope_random.json").write_text(json.dumps(asked))
+    problem = {"question": "Which?", "choices": ["a", "b", "c"], "answer": 2, "hint": ""}
+    problems = {
+        "7": problem | {"image": "image.png", "subject": "natural science", "grade": "grade2"},
+        "8": problem | {"image": None, "subject": "natural science", "grade": "grade2"},
+    }
+    (tmp_path / "problems.json").write_text(json.dumps(problems))
+    (tmp_path / "splits.json").write_text(json.dumps({"test": ["7", "8"]}))
+    where = {
+        "--pope": "coco_pope_random.json",
+        "--coco": "coco",
+        "--problems": "problems.json",
+        "--splits": "splits.json",
+        "--scienceqa": "science",
+        "--out": "eval.jsonl",
+    }
+    build_eval.main([word for name, path in where.items() for word in (name, str(tmp_path / path))])
+    assert capsys.readouterr().out == f"2 rows written to {tmp_path / 'eval.jsonl'}\n"
+    one, two = map(json.loads, (tmp_path / "eval.jsonl").read_text().splitlines())
+    assert (one["answer"], one["options"], one["task"]) == ("No", ["Yes", "No"], "POPE")
+    assert one["image"] == str(tmp_path / "coco" / "1.jpg")
+    assert (two["answer"], two["options"], two["task"]) == ("C", ["A", "B", "C"], "SQA")
+    assert two["image"] == str(tmp_path / "science" / "7" / "image.png")
