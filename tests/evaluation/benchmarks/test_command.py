@@ -82,3 +82,16 @@ def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"^error: q\.json: cannot be read"):
         main(["gqa", "--answers", "a.jsonl", "--questions", "q.json"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "^error: give --prompts FILE, .* or --answers FILE.*: one of the two"),
+        (["--answers", "a", "--prompts", "b"], "one of the two"),
+        (["--submission", "s", "--prompts", "b"], "--submission needs the answers .*: give --ans"),
+    ],
+)
+def test_what_is_to_be_done_is_one_thing(given, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["vqav2", "--questions", "q.json", *given])
