@@ -1,4 +1,4 @@
-"""From a benchmark's files to its figures, with a tiny model that sees: docs/benchmarks.md's way."""
+"""From a benchmark's files to its figures, as docs/benchmarks.md does it, with a tiny LLaVA."""
 
 import base64
 import dataclasses
@@ -91,3 +91,38 @@ def test_pope_by_the_commands_of_the_docs(folder, monkeypatch, capsys):
     assert [found["subsets"][s]["accuracy"] for s in labels] == [50.0, 0.0, 100.0]
     assert found["f1"] == pytest.approx((200 / 3 + 0 + 100) / 3)
     assert found["missing"]["count"] == found["extra"]["count"] == 0
+
+
+def test_mmbench_with_the_images_of_its_table(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    pictures = [
+        base64.b64encode((folder / "val2014" / f"{grey}.png").read_bytes()).decode()
+        for grey in GREYS
+    ]
+    rows = [
+        (7, "Which?", ("low", "wor"), {"answer": "A", "image": pictures[0]}),
+        (8, "Which?", ("low", "wor"), {"answer": "B", "image": pictures[1]}),
+        (1_000_007, "Which?", ("wor", "low"), {"answer": "B", "image": "7"}),
+    ]
+    mmbench_table(folder / "mmbench.tsv", rows)
+    ask, generate, score = (
+        re.sub("--questions .*", "--table mmbench.tsv", line)
+        .replace(" --images val2014", "")
+        .replace("pope", "mmbench")
+        for line in WAY
+    )
+    assert json.loads(run(ask, capsys))["images"] == 2
+    assert "3 lines written" in run(generate, capsys)
+    answers = rows_of(folder / "mmbench_answers.jsonl")
+    assert [row["question_id"] for row in answers] == ["7", "8", "1000007"]
+    assert answers[0]["image"] == answers[2]["image"]
+    shown = [base64.b64encode((folder / row["image"]).read_bytes()).decode() for row in answers]
+    assert shown == [*pictures, pictures[0]]
+    assert [row["completion"] for row in answers[:2]] == [said(row) for row in answers[:2]]
+    found = json.loads(run(score, capsys))
+    assert (found["accuracy"], found["unread"]["count"]) == (0.0, 3)  # noise names no option
+    assert found["missing"]["count"] == found["extra"]["count"] == 0
+    # As a better model would have answered, but for one.
+    letters = [row | {"completion": letter} for row, letter in zip(answers, "AAB", strict=True)]
+    lines(folder / "mmbench_answers.jsonl", letters)
+    assert json.loads(run(score, capsys))["accuracy"] == 50.0
