@@ -1,11 +1,15 @@
-"""Score a model's answers to a benchmark of LLaVA-1.5, or write them down for its server.
+"""Ask a model the questions of a benchmark of LLaVA-1.5, and score what it answers.
 
-python -m dora_jax.evaluation.benchmarks gqa --answers answers.jsonl --questions questions.json
+python -m dora_jax.evaluation.benchmarks gqa --prompts gqa.jsonl --images images --questions Q.json
+dora-jax generate --prompts gqa.jsonl --out answers.jsonl --model MODEL --template vicuna
+python -m dora_jax.evaluation.benchmarks gqa --answers answers.jsonl --questions Q.json
 """
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,126 +27,211 @@ from dora_jax.evaluation.benchmarks import (
     vqav2,
 )
 from dora_jax.evaluation.benchmarks.answers import Unmatched, read_answers
+from dora_jax.evaluation.benchmarks.prompts import write_prompts
+from dora_jax.evaluation.benchmarks.question import Question
 
-# No image is opened to score answers.
-_NO_IMAGES = Path()
-
-
-def _vqav2(
-    answers: Path,
-    questions: Path,
-    annotations: Path | None = None,
-    submission: Path | None = None,
-) -> dict[str, Any]:
-    """VQAv2: soft accuracy, by type of answer and question.
-
-    Args:
-        answers: JSON lines of question_id and text.
-        questions: v2_OpenEnded_mscoco_*_questions.json.
-        annotations: v2_mscoco_*_annotations.json.
-        submission: write this file for the server instead of scoring.
-    """
-    asked, given = vqav2.read(questions, _NO_IMAGES, annotations), read_answers(answers)
-    if submission is not None:
-        return _written(submission, vqav2.write_submission(asked, given, submission))
-    return vqav2.score(asked, given).summary()
+_Answers = Mapping[str, str]
 
 
-def _gqa(answers: Path, questions: Path) -> dict[str, Any]:
-    """GQA: exact match, by types of question.
+@dataclass(frozen=True, kw_only=True)
+class _Benchmark(ABC):
+    answers: Path | None = None
+    """Score these: JSON lines of question_id and text, or what dora-jax generate writes."""
+    prompts: Path | None = None
+    """Or write the questions to this JSONL file, for dora-jax generate."""
 
-    Args:
-        answers: JSON lines of question_id and text.
-        questions: *_balanced_questions.json.
-    """
-    return gqa.score(gqa.read(questions, _NO_IMAGES), read_answers(answers)).summary()
+    @staticmethod
+    @abstractmethod
+    def score(questions: Sequence[Question], answers: _Answers) -> Any:
+        """Return a report, with `summary()`."""
 
+    @abstractmethod
+    def read(self) -> list[Question]:
+        """Read the published files."""
 
-def _vizwiz(answers: Path, annotations: Path, submission: Path | None = None) -> dict[str, Any]:
-    """VizWiz: soft accuracy, by type of answer; question_id is the name of the image.
+    def judge(self, questions: Sequence[Question], answers: _Answers) -> dict[str, Any]:
+        """Return what is printed of answers."""
+        found: dict[str, Any] = self.score(questions, answers).summary()
+        return found
 
-    Args:
-        answers: JSON lines of question_id and text.
-        annotations: val.json or test.json.
-        submission: write this file for the server instead of scoring.
-    """
-    asked, given = vizwiz.read(annotations, _NO_IMAGES), read_answers(answers)
-    if submission is not None:
-        return _written(submission, vizwiz.write_submission(asked, given, submission))
-    return vizwiz.score(asked, given).summary()
-
-
-def _scienceqa(answers: Path, problems: Path, splits: Path, split: str = "test") -> dict[str, Any]:
-    """ScienceQA: accuracy of the letter, by subject, and with and without an image.
-
-    Args:
-        answers: JSON lines of question_id and text.
-        problems: problems.json.
-        splits: pid_splits.json.
-        split: which of them.
-    """
-    asked = scienceqa.read(problems, splits, _NO_IMAGES, split)
-    return scienceqa.score(asked, read_answers(answers)).summary()
+    def run(self) -> dict[str, Any]:
+        """Do what is asked, and return what is printed."""
+        if self.prompts is not None and self.answers is None:
+            return write_prompts(self.read(), self.prompts)
+        if self.answers is not None and self.prompts is None:
+            return self.judge(self.read(), read_answers(self.answers))
+        raise DoraError(
+            "give --prompts FILE, to write the questions, or --answers FILE, to score answers: one "
+            "of the two"
+        )
 
 
-def _textvqa(answers: Path, annotations: Path) -> dict[str, Any]:
-    """TextVQA: soft accuracy as M4C's evaluation computes it.
+@dataclass(frozen=True, kw_only=True)
+class _Submitted(_Benchmark):
+    submission: Path | None = None
+    """With --answers: write this file for the server instead of scoring."""
 
-    Args:
-        answers: JSON lines of question_id and text.
-        annotations: TextVQA_0.5.1_val.json.
-    """
-    return textvqa.score(textvqa.read(annotations, _NO_IMAGES), read_answers(answers)).summary()
+    @abstractmethod
+    def submit(self, questions: Sequence[Question], answers: _Answers, path: Path) -> Unmatched:
+        """Write what the server takes."""
 
+    def judge(self, questions: Sequence[Question], answers: _Answers) -> dict[str, Any]:
+        if self.submission is None:
+            return super().judge(questions, answers)
+        unmatched = self.submit(questions, answers, self.submission)
+        return {"submission": str(self.submission), **unmatched.summary()}
 
-def _pope(answers: Path, questions: tuple[Path, ...]) -> dict[str, Any]:
-    """POPE: the mean F1, and the figures of each subset; question_id is SUBSET/NUMBER.
-
-    Args:
-        answers: JSON lines of question_id and text.
-        questions: coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json.
-    """
-    return pope.score(pope.read(questions, _NO_IMAGES), read_answers(answers)).summary()
-
-
-def _mmbench(answers: Path, table: Path, submission: Path | None = None) -> dict[str, Any]:
-    """MMBench: accuracy where every rotation is right, by category; question_id is the index.
-
-    Args:
-        answers: JSON lines of question_id and text.
-        table: mmbench_dev_*.tsv.
-        submission: write this .xlsx file for the server instead of scoring.
-    """
-    given = read_answers(answers)
-    if submission is not None:
-        return _written(submission, mmbench_sheet.write_submission(table, given, submission))
-    return mmbench.score(mmbench.read(table), given).summary()
+    def run(self) -> dict[str, Any]:
+        if self.submission is not None and self.answers is None:
+            raise DoraError("--submission needs the answers that it is made of: give --answers")
+        return super().run()
 
 
-def _written(path: Path, unmatched: Unmatched) -> dict[str, Any]:
-    return {"submission": str(path), **unmatched.summary()}
+@dataclass(frozen=True, kw_only=True)
+class _Vqav2(_Submitted):
+    """VQAv2: soft accuracy, by type of answer and question."""
+
+    questions: Path
+    """v2_OpenEnded_mscoco_*_questions.json."""
+    annotations: Path | None = None
+    """v2_mscoco_*_annotations.json."""
+    images: Path = Path()
+    """With --prompts: COCO's folder of the split, such as val2014."""
+
+    score = staticmethod(vqav2.score)
+    submit = staticmethod(vqav2.write_submission)
+
+    def read(self) -> list[Question]:
+        return vqav2.read(self.questions, self.images, self.annotations)
 
 
-_BENCHMARKS: dict[str, Callable[..., dict[str, Any]]] = {
-    "vqav2": _vqav2,
-    "gqa": _gqa,
-    "vizwiz": _vizwiz,
-    "scienceqa": _scienceqa,
-    "textvqa": _textvqa,
-    "pope": _pope,
-    "mmbench": _mmbench,
+@dataclass(frozen=True, kw_only=True)
+class _Gqa(_Benchmark):
+    """GQA: exact match, by types of question."""
+
+    questions: Path
+    """*_balanced_questions.json."""
+    images: Path = Path()
+    """With --prompts: the folder of images."""
+
+    score = staticmethod(gqa.score)
+
+    def read(self) -> list[Question]:
+        return gqa.read(self.questions, self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _VizWiz(_Submitted):
+    """VizWiz: soft accuracy, by type of answer; question_id is the name of the image."""
+
+    annotations: Path
+    """val.json or test.json."""
+    images: Path = Path()
+    """With --prompts: the split's folder of images."""
+
+    score = staticmethod(vizwiz.score)
+    submit = staticmethod(vizwiz.write_submission)
+
+    def read(self) -> list[Question]:
+        return vizwiz.read(self.annotations, self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ScienceQA(_Benchmark):
+    """ScienceQA: accuracy of the letter, by subject, and with and without an image."""
+
+    problems: Path
+    """problems.json."""
+    splits: Path
+    """pid_splits.json."""
+    split: str = "test"
+    """Which of them."""
+    images: Path = Path()
+    """With --prompts: the split's folder, in which each problem has its own."""
+    only_with_image: bool = False
+    """Leave out the questions without an image."""
+
+    score = staticmethod(scienceqa.score)
+
+    def read(self) -> list[Question]:
+        return scienceqa.read(
+            self.problems,
+            self.splits,
+            self.images,
+            self.split,
+            only_with_image=self.only_with_image,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TextVQA(_Benchmark):
+    """TextVQA: soft accuracy as M4C's evaluation computes it."""
+
+    annotations: Path
+    """TextVQA_0.5.1_val.json."""
+    images: Path = Path()
+    """With --prompts: the folder of images, train_images for val."""
+    ocr: Path | None = None
+    """With --prompts: TextVQA_Rosetta_OCR_v0.2_val.json; LLaVA-1.5 is asked with its tokens."""
+
+    score = staticmethod(textvqa.score)
+
+    def read(self) -> list[Question]:
+        return textvqa.read(self.annotations, self.images, self.ocr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pope(_Benchmark):
+    """POPE: the mean F1, and the figures of each subset; question_id is SUBSET/NUMBER."""
+
+    questions: tuple[Path, ...]
+    """coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json."""
+    images: Path = Path()
+    """With --prompts: COCO's val2014."""
+
+    score = staticmethod(pope.score)
+
+    def read(self) -> list[Question]:
+        return pope.read(self.questions, self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _MMBench(_Submitted):
+    """MMBench: accuracy where every rotation is right, by category; question_id is the index."""
+
+    table: Path
+    """mmbench_dev_*.tsv. With --prompts its images go to a folder beside them."""
+
+    score = staticmethod(mmbench.score)
+
+    def read(self) -> list[Question]:
+        return mmbench.read(self.table)
+
+    def submit(self, questions: Sequence[Question], answers: _Answers, path: Path) -> Unmatched:
+        return mmbench_sheet.write_submission(self.table, answers, path)
+
+
+_BENCHMARKS: dict[str, Callable[..., _Benchmark]] = {
+    "vqav2": _Vqav2,
+    "gqa": _Gqa,
+    "vizwiz": _VizWiz,
+    "scienceqa": _ScienceQA,
+    "textvqa": _TextVQA,
+    "pope": _Pope,
+    "mmbench": _MMBench,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command; bad input ends it with one clear message and exit code 1."""
+    benchmark: _Benchmark = tyro.extras.subcommand_cli_from_dict(
+        _BENCHMARKS,
+        prog="python -m dora_jax.evaluation.benchmarks",
+        description="Write a benchmark's questions for a model, or score what it answered.",
+        args=argv,
+    )
     try:
-        found: dict[str, Any] = tyro.extras.subcommand_cli_from_dict(
-            _BENCHMARKS,
-            prog="python -m dora_jax.evaluation.benchmarks",
-            description="Score a model's answers, or write them down for a benchmark's server.",
-            args=argv,
-        )
+        found = benchmark.run()
     except DoraError as error:
         sys.exit(f"error: {error}")
     print(json.dumps(found, indent=2))

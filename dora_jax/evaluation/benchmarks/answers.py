@@ -23,14 +23,19 @@ _NAMED = 20
 def read_answers(path: Path) -> dict[str, str]:
     """Read JSON lines of `question_id` and `text`: question to what the model wrote.
 
+    Lines of `dora-jax generate` have it as `completion`; other fields say nothing here.
+
     Raises:
         DoraError: naming the file, line and field; also for a question that is answered twice.
     """
     answers: dict[str, str] = {}
     for where, row in json_rows(path, _SAMPLE):
-        asked, text = id_of(row, "question_id", where), value_of(row, "text", where)
+        asked = id_of(row, "question_id", where)
+        # Beside a completion, a text would be the question.
+        name = "completion" if "completion" in row else "text"
+        text = value_of(row, name, where)
         if not isinstance(text, str):
-            raise wrong("text", "a text", text, where)
+            raise wrong(name, "a text", text, where)
         if asked in answers:
             raise DoraError(f"{where}: answers question {asked!r} again; keep one line of each")
         answers[asked] = text

@@ -25,7 +25,14 @@ from dora_jax.json_file import read_json_object
 from dora_jax.spec import nearest
 
 
-def read(problems: Path, splits: Path, images: Path, split: str = "test") -> list[Question]:
+def read(
+    problems: Path,
+    splits: Path,
+    images: Path,
+    split: str = "test",
+    *,
+    only_with_image: bool = False,
+) -> list[Question]:
     """Read the questions of a split, with and without an image.
 
     Args:
@@ -33,6 +40,7 @@ def read(problems: Path, splits: Path, images: Path, split: str = "test") -> lis
         splits: `pid_splits.json`.
         images: the split's folder of images, with a folder for each problem.
         split: of those in `splits`.
+        only_with_image: whether questions without one are left out.
 
     Raises:
         DoraError: naming the file, problem and field.
@@ -48,7 +56,9 @@ def read(problems: Path, splits: Path, images: Path, split: str = "test") -> lis
             raise DoraError(
                 f"{problems}: has no problem {name}, which is in {split!r} of {splits}; {WAY_OUT}"
             )
-        found.append(_question(name, raw[name], images, f"{problems}, problem {name}"))
+        question = _question(name, raw[name], images, f"{problems}, problem {name}")
+        if question.image is not None or not only_with_image:
+            found.append(question)
     check_questions(found, f"{splits}, {split!r}")
     return found
 

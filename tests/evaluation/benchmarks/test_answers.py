@@ -11,11 +11,21 @@ def test_answers_are_by_question_whatever_the_id_s_type(tmp_path):
     assert read_answers(lines(tmp_path / "a.jsonl", rows)) == {"1": "a", "x": ""}
 
 
+def test_answers_may_be_lines_that_generate_wrote(tmp_path):
+    asked = {"question_id": "random/1", "prompt": "?", "image": "i.jpg", "text": "the question"}
+    row = asked | {"completion": "No", "finish_reason": "stop", "log_prob": -1.5, "tokens": 1}
+    assert read_answers(lines(tmp_path / "a.jsonl", [row])) == {"random/1": "No"}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
         ([{"question_id": 1}], r"a\.jsonl, line 1: has no field 'text'"),
         ([{"question_id": 1, "text": 3}], r"line 1: 'text' must be a text; got 3"),
+        (
+            [{"question_id": 1, "text": "a", "completion": None}],
+            r"line 1: 'completion' must be a text; got None",
+        ),
         ([{"question_id": None, "text": ""}], r"line 1: 'question_id' must be a number or a text"),
         (
             [{"question_id": 1, "text": "a"}, {"question_id": "1", "text": "a"}],

@@ -78,7 +78,37 @@ def test_a_submission_is_written_and_what_is_missing_counted(tmp_path, monkeypat
     assert [row["answer"] for row in written] == ["cat", ""]
 
 
+@pytest.mark.parametrize(
+    ("case", "image"),
+    [
+        (vqav2, "COCO_val2014_000000000001.jpg"),
+        (gqa, "n1.jpg"),
+        (vizwiz, "v.jpg"),
+        (textvqa, "t.jpg"),
+    ],
+)
+def test_images_are_looked_for_in_their_folder(case, image, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    files, _, _ = case(tmp_path)
+    given = [case.__name__, *files, "--prompts", "p.jsonl", "--images", "pictures"]
+    with pytest.raises(SystemExit, match=f"1 of 1 images are missing: pictures/{image};"):
+        main(given)
+
+
 def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=r"^error: q\.json: cannot be read"):
         main(["gqa", "--answers", "a.jsonl", "--questions", "q.json"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "^error: give --prompts FILE, .* or --answers FILE.*: one of the two"),
+        (["--answers", "a", "--prompts", "b"], "one of the two"),
+        (["--submission", "s", "--prompts", "b"], "--submission needs the answers .*: give --ans"),
+    ],
+)
+def test_what_is_to_be_done_is_one_thing(given, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["vqav2", "--questions", "q.json", *given])

@@ -9,7 +9,7 @@ from dora_jax.evaluation.benchmarks.__main__ import _BENCHMARKS, main
 from tests.evaluation.benchmarks.published import lines
 
 TEXT = (Path(__file__).parents[3] / "docs" / "benchmarks.md").read_text()
-COMMANDS = re.search(r"```bash\n(.*?)\n```", TEXT, re.DOTALL).group(1).splitlines()
+COMMANDS = re.findall(r"```bash\n(.*?)\n```", TEXT, re.DOTALL)[1].splitlines()
 
 
 def test_there_is_one_of_each():

@@ -37,6 +37,13 @@ def test_questions_are_asked_as_llava_asks_them(tmp_path):
     assert third.references == ("C",)
 
 
+def test_the_subset_with_images_alone(tmp_path):
+    files = (tmp_path / "problems.json", tmp_path / "pid_splits.json")
+    read(tmp_path)
+    found = scienceqa.read(*files, tmp_path, only_with_image=True)
+    assert [question.id for question in found] == ["5", "6"]
+
+
 def test_accuracy_with_and_without_an_image(tmp_path):
     report = scienceqa.score(read(tmp_path), {"4": " B\n", "5": "A. iron", "6": "b"}).summary()
     assert report["accuracy"] == pytest.approx(200 / 3)
