@@ -21,7 +21,8 @@ from dora_jax.checkpoint.adapter import (
 )
 from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, read_config
-from dora_jax.checkpoint.peft_load import load_peft, read_tensors
+from dora_jax.checkpoint.peft_files import read_tensors
+from dora_jax.checkpoint.peft_load import load_peft
 from dora_jax.checkpoint.peft_save import save_peft
 from dora_jax.checkpoint.pretrained import fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree

@@ -18,8 +18,9 @@ from dora_jax.checkpoint.folder import (
     read_weights,
 )
 from dora_jax.checkpoint.hf import check_tied_head, is_unused, write_generation_config
-from dora_jax.checkpoint.llava_names import folder_spelling, llava_tensors
+from dora_jax.checkpoint.llava_names import ORIGINAL, folder_spelling, llava_tensors
 from dora_jax.checkpoint.names import parse_dtype
+from dora_jax.checkpoint.safetensors_file import SafetensorsFile, refuse_pickle
 from dora_jax.checkpoint.vision import (
     POSITION_IDS,
     read_vision_config,
@@ -144,6 +145,33 @@ def _processor(folder: Path, config: LlavaConfig) -> ImageProcessor:
         return ImageProcessor.load(folder)
     side = config.vision.image_size
     return ImageProcessor(size=side, crop=(side, side))
+
+
+def read_projector(path: str | Path, config: LlavaConfig, dtype: Any = "float32") -> dict[str, Any]:
+    """Read a projector that the authors' first stage trained: `mm_projector.safetensors`.
+
+    Args:
+        path: the file.
+        config: of the model that it belongs to.
+        dtype: of the arrays returned: float32, bfloat16 or float16.
+
+    Returns:
+        The parameters of `multi_modal_projector`, numpy arrays.
+
+    Raises:
+        DoraError: when the file is missing, damaged or pickled, or its tensors do not fit.
+    """
+    path = Path(path)
+    file = path.with_suffix(".safetensors")
+    refuse_pickle(file)
+    if not file.is_file():
+        raise DoraError(f"{file}: no such file")
+    files = dict.fromkeys((opened := SafetensorsFile(file)).tensors, opened)
+    module = "multi_modal_projector"
+    table = [t for t in llava_tensors(config, ORIGINAL) if t.path.startswith(module)]
+    check_tensors(file, files, table)
+    projector: dict[str, Any] = read_weights(file, files, table, parse_dtype(dtype))[module]
+    return projector
 
 
 def write_llava_folder(

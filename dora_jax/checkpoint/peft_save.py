@@ -15,7 +15,8 @@ import safetensors.numpy
 from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, PeftConfig
 from dora_jax.checkpoint.peft_export import peft_config
-from dora_jax.checkpoint.peft_load import WEIGHTS_FILE, layers_of, own_names
+from dora_jax.checkpoint.peft_files import WEIGHTS_FILE
+from dora_jax.checkpoint.peft_load import layers_of, own_names
 from dora_jax.checkpoint.peft_modules import PREFIX, Module, has_head, modules, untie
 from dora_jax.errors import DoraError
 from dora_jax.kernel_init import init_from_kernel

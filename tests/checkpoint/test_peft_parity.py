@@ -119,7 +119,7 @@ def test_the_same_modules_get_the_same_ranks_and_scales(tmp_path, family, fields
     read = peft_config.parse_config({"peft_type": "LORA", **given}, "here")
     if needs_own_head(read, config):
         config = dataclasses.replace(config, tie_word_embeddings=False)
-    rules = rules_of(read, config, "here")
+    rules = rules_of(read, modules(config), "here")
     found = {}
     for module in modules(config):
         spec = rules.spec_for(module.path, module.weight)
