@@ -107,7 +107,7 @@ def load_peft(folder: str | Path, config: DecoderConfig, base: Params | None = N
     base_weights = {
         f"{PREFIX}{module.names[0]}.base_layer.weight": module
         for module, spec in specs.items()
-        if spec.has_low_rank and not module.is_stacked
+        if spec.has_low_rank and module.is_of_vocabulary
     }
     expected = _shapes(specs)
     found = {name: part.shape for name, part in parts.items() if name not in base_weights}

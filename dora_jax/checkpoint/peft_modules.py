@@ -68,6 +68,11 @@ class Module:
         """Whether it is the embedding of tokens."""
         return self.weight == "embedding"
 
+    @property
+    def is_of_vocabulary(self) -> bool:
+        """Whether PEFT saves its own weight beside an adapter: a vocabulary may have grown."""
+        return self.is_embedding or self.is_head
+
     def adapter_name(self, name: str, leaf: str) -> str:
         """Return PEFT's name of an adapter's tensor.
 

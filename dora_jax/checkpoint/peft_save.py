@@ -77,7 +77,7 @@ def save_peft(
             leaves = _adapter(module, spec, flat)
             kernel = np.asarray(flat_base[f"{module.path}/{module.weight}"])
             found |= _tensors(module, spec, leaves, kernel)
-            if not module.is_stacked:
+            if module.is_of_vocabulary:
                 name = f"{PREFIX}{module.names[0]}.base_layer.weight"
                 found[name] = _turned(module, module.weight, kernel)
         for leaf, names in own_names(module, spec).items():
