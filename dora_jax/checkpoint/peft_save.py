@@ -26,6 +26,11 @@ from dora_jax.partition import Params, adapter_leaves
 from dora_jax.spec import AdapterRules, AdapterSpec, takes_from_kernel
 
 _log = logging.getLogger(__name__)
+# PEFT's class of language models is not for LLaVA; this is how its AutoPeftModel finds the model.
+_LLAVA = {
+    "base_model_class": "LlavaForConditionalGeneration",
+    "parent_library": "transformers.models.llava.modeling_llava",
+}
 
 
 def save_peft(
@@ -66,9 +71,8 @@ def save_peft(
             f"module {shared[0].path!r}: its adapter is the tied head's too, which PEFT cannot "
             "say; merge the adapter instead (dora-jax merge)"
         )
-    # PEFT's class of language models knows no images.
-    task_type = None if isinstance(config, LlavaConfig) else "CAUSAL_LM"
-    peft = peft_config(specs, base_model, task_type)
+    is_llava = isinstance(config, LlavaConfig)
+    peft = peft_config(specs, base_model, None if is_llava else "CAUSAL_LM")
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     flat_base = flax.traverse_util.flatten_dict(base, sep="/")
     found: dict[str, np.ndarray] = {}
@@ -87,7 +91,8 @@ def save_peft(
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: np.ascontiguousarray(array) for name, array in found.items()}
     safetensors.numpy.save_file(contiguous, folder / WEIGHTS_FILE, {"format": "pt"})
-    text = json.dumps(_as_json(peft), indent=2, sort_keys=True) + "\n"
+    fields = _as_json(peft) | {"auto_mapping": _LLAVA if is_llava else None}
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     (folder / FILE).write_text(text, encoding="utf-8")
     return peft
 
