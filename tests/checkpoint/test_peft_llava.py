@@ -112,7 +112,6 @@ def test_older_names_are_read(tmp_path, llava, case, older):
         raise AssertionError(name)
 
     folder = renamed(GOLDEN / case, tmp_path / "older", rename)
-    assert stored(folder).keys() != stored(GOLDEN / case).keys() or older.startswith("live")
     adapter = load_peft(folder, *llava)
     same(adapter, load_peft(GOLDEN / case, *llava))
     save_peft(tmp_path / "now", adapter.config, adapter.rules, adapter.trainable, llava[1])
