@@ -208,7 +208,9 @@ def _sizes(arrays: Mapping[str, Any], separator: str) -> Iterator[str]:
     kinds: dict[str, list[int]] = {}
     for name, array in arrays.items():
         parts = name.removesuffix(f"{separator}weight").split(separator)
-        kinds.setdefault(parts[-1], []).append(int(np.prod(array.shape)))
+        # The authors' LLaVA numbers the projector's layers.
+        kind = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+        kinds.setdefault(kind, []).append(int(np.prod(array.shape)))
     total = sum(map(sum, kinds.values()))
     yield f"  {total:,} numbers: " + ", ".join(
         f"{sum(sizes):,} in {len(sizes)} {kind}" for kind, sizes in sorted(kinds.items())

@@ -42,9 +42,10 @@ def find_spelling(
     if not isinstance(config, LlavaConfig):
         seen = next((name for name in names if name.startswith(_PARTS)), None)
         if seen is not None or files.beside is not None:
+            one = "a LLaVA of that language model" if seen is None else "that base model"
             raise DoraError(
                 f"{folder}: is an adapter of LLaVA ({seen or BESIDE_FILE}), and the base model a "
-                f"language model alone. It was made for {made_for}: name a folder of that LLaVA"
+                f"language model alone. It was made for {made_for}: name {one}"
             )
         return LIVE
     spelling = _most_known((_ENDING.sub("", name) for name in names), config)

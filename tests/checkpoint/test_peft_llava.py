@@ -296,15 +296,23 @@ def test_the_closest_lora_of_a_llava_is_exported(tmp_path, capsys):
     np.testing.assert_allclose(found[:, inputs("llava-1.5")[2]], expected, atol=1e-2)
 
 
-def test_an_adapter_of_the_authors_is_imported(tmp_path, caplog):
+def test_an_adapter_of_the_authors_is_imported(tmp_path, caplog, capsys):
     folder, _ = original(tmp_path)
-    base_folder = str(seeing_base(tmp_path / "base"))
-    main(["import", str(folder), "--out", f"{tmp_path}/ours", "--model", base_folder])
+    base_folder = seeing_base(tmp_path / "base")
+    settings = json.loads((base_folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (base_folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    main(["import", str(folder), "--out", f"{tmp_path}/ours", "--model", str(base_folder)])
     assert "was made for lmsys/vicuna-7b-v1.5, and is put on" in caplog.text
     loaded = load_model(None, tmp_path / "ours")
+    assert loaded.info.prompt == "vicuna"
     found = logits(loaded.pretrained.config, loaded.rules, loaded.params)
     expected = OUTPUTS["llava-projector"]["logits"]
     np.testing.assert_allclose(found[:, inputs("llava-1.5")[2]], expected, atol=1e-5)
+    main(["adapters", "show", str(folder)])
+    shown = capsys.readouterr().out
+    assert "PEFT adapter, DoRA, of lmsys/vicuna-7b-v1.5" in shown
+    assert "768 in 1 mm_projector.0, 1,024 in 1 mm_projector.2" in shown
 
 
 def refusal(folder, model):
@@ -326,13 +334,14 @@ def test_an_adapter_of_llava_is_no_language_model_s(llama, case):
     message = refusal(GOLDEN / case, llama)
     assert "is an adapter of LLaVA (model." in message
     assert "the base model a language model alone" in message
+    assert "does not name: name that base model" in message
 
 
 def test_an_authors_adapter_is_not_taken_for_vicuna_s(tmp_path, llama):
     folder, _ = original(tmp_path)
     message = refusal(folder, llama)
     assert f"is an adapter of LLaVA ({BESIDE})" in message
-    assert "It was made for lmsys/vicuna-7b-v1.5: name a folder of that LLaVA" in message
+    assert "It was made for lmsys/vicuna-7b-v1.5: name a LLaVA of that language model" in message
 
 
 def test_a_projector_of_another_tower_is_refused(llava):
