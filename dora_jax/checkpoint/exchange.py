@@ -21,13 +21,15 @@ from dora_jax.checkpoint.adapter import (
 )
 from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, read_config
-from dora_jax.checkpoint.peft_load import load_peft, read_tensors
+from dora_jax.checkpoint.peft_files import read_tensors
+from dora_jax.checkpoint.peft_load import load_peft
 from dora_jax.checkpoint.peft_save import save_peft
 from dora_jax.checkpoint.pretrained import fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree
 from dora_jax.closest_lora import closest_lora
 from dora_jax.errors import DoraError
 from dora_jax.models.build import Decoder, build_model
+from dora_jax.models.llava import LlavaConfig
 from dora_jax.spec import AdapterRules
 
 _log = logging.getLogger(__name__)
@@ -71,12 +73,13 @@ def import_peft(folder: Path, out: Path, model: str | None = None) -> list[str]:
         ) from error
     adapter = load_peft(folder, pretrained.config, pretrained.params)
     adapter.params(pretrained.params)  # fits, or says why not
+    usual = "vicuna" if isinstance(pretrained.config, LlavaConfig) else "plain"
     info = AdapterInfo(
         model=pretrained.name,
         source=pretrained.source,
         method="dora" if peft.use_dora else "lora",
         adapter={},
-        prompt="chat" if pretrained.tokenizer.chat_template else "plain",
+        prompt="chat" if pretrained.tokenizer.chat_template else usual,
         weights=fingerprint(pretrained.params),
         explicit=_as_json(adapter.rules),
         untied=adapter.config != pretrained.config,
@@ -205,7 +208,9 @@ def _sizes(arrays: Mapping[str, Any], separator: str) -> Iterator[str]:
     kinds: dict[str, list[int]] = {}
     for name, array in arrays.items():
         parts = name.removesuffix(f"{separator}weight").split(separator)
-        kinds.setdefault(parts[-1], []).append(int(np.prod(array.shape)))
+        # The authors' LLaVA numbers the projector's layers.
+        kind = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+        kinds.setdefault(kind, []).append(int(np.prod(array.shape)))
     total = sum(map(sum, kinds.values()))
     yield f"  {total:,} numbers: " + ", ".join(
         f"{sum(sizes):,} in {len(sizes)} {kind}" for kind, sizes in sorted(kinds.items())

@@ -7,8 +7,6 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from dora_jax.checkpoint import hf_config
 from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.folder import (
@@ -20,9 +18,9 @@ from dora_jax.checkpoint.folder import (
     read_weights,
 )
 from dora_jax.checkpoint.hf import check_tied_head, is_unused, write_generation_config
-from dora_jax.checkpoint.llava_names import LIVE, folder_spelling, live_name, llava_tensors
-from dora_jax.checkpoint.names import check_shapes, file_shapes, parse_dtype
-from dora_jax.checkpoint.safetensors_file import SafetensorsFile
+from dora_jax.checkpoint.llava_names import ORIGINAL, folder_spelling, llava_tensors
+from dora_jax.checkpoint.names import parse_dtype
+from dora_jax.checkpoint.safetensors_file import SafetensorsFile, refuse_pickle
 from dora_jax.checkpoint.vision import (
     POSITION_IDS,
     read_vision_config,
@@ -46,7 +44,6 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 32,
     "rms_norm_eps": 1e-6,
 }
-_PROJECTOR = "multi_modal_projector/"
 _SELECTIONS = {"default": False, "full": True}
 
 
@@ -154,33 +151,31 @@ def read_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
     return ImageProcessor(size=vision.image_size, crop=(vision.image_size, vision.image_size))
 
 
-def read_projector(path: Path, config: LlavaConfig) -> dict[str, Any]:
-    """Read a projector alone, such as the one that LLaVA's first stage of training gives.
+def read_projector(path: str | Path, config: LlavaConfig, dtype: Any = "float32") -> dict[str, Any]:
+    """Read a projector that the authors' first stage trained: `mm_projector.safetensors`.
 
     Args:
-        path: safetensors, spelt in any way (`live_name`).
-        config: of the model that it is for.
+        path: the file.
+        config: of the model that it belongs to.
+        dtype: of the arrays returned: float32, bfloat16 or float16.
+
+    Returns:
+        The parameters of `multi_modal_projector`, numpy arrays.
 
     Raises:
-        DoraError: when the file is pickled, damaged, or does not fit the model.
+        DoraError: when the file is missing, damaged or pickled, or its tensors do not fit.
     """
-    if path.suffix == ".bin":
-        raise DoraError(
-            f"{path}: is pickled, and unpickling runs code. If you trust it, convert it once with "
-            "torch and safetensors: save_file(torch.load(...), 'mm_projector.safetensors')"
-        )
-    file = SafetensorsFile(path)
-    names = {live_name(name): name for name in file.tensors}
-    table = [tensor for tensor in llava_tensors(config, LIVE) if tensor.path.startswith(_PROJECTOR)]
-    shapes = {live: file.tensors[name].shape for live, name in names.items()}
-    check_shapes(path, file_shapes(table, "hf"), shapes, AGAIN)
-    found: dict[str, Any] = {}
-    for tensor in table:
-        name = names[tensor.hf]
-        array = np.array(file.rows(name, 0, file.tensors[name].shape[0]))
-        _, layer, leaf = tensor.path.split("/")
-        found.setdefault(layer, {})[leaf] = tensor.from_file(array).astype(np.float32)
-    return found
+    path = Path(path)
+    file = path.with_suffix(".safetensors")
+    refuse_pickle(file)
+    if not file.is_file():
+        raise DoraError(f"{file}: no such file")
+    files = dict.fromkeys((opened := SafetensorsFile(file)).tensors, opened)
+    module = "multi_modal_projector"
+    table = [t for t in llava_tensors(config, ORIGINAL) if t.path.startswith(module)]
+    check_tensors(file, files, table)
+    projector: dict[str, Any] = read_weights(file, files, table, parse_dtype(dtype))[module]
+    return projector
 
 
 def write_llava_folder(

@@ -3,7 +3,8 @@
 - `SAVED`, as `LlavaForConditionalGeneration` is written: `vision_tower`, `multi_modal_projector`,
   `language_model.model`, `language_model.lm_head`;
 - `LIVE`, as its modules are called and PEFT's adapters have them: `model.vision_tower`,
-  `model.multi_modal_projector`, `model.language_model`, `lm_head`;
+  `model.multi_modal_projector`, `model.language_model`, `lm_head` (older ones
+  called them as they are saved);
 - `ORIGINAL`, in the authors' own code: `model.mm_projector`, and the language model as if it were
   alone.
 
@@ -53,37 +54,14 @@ ORIGINAL = Spelling(
 _OF_FOLDERS = tuple(
     layout._replace(tower=layout.tower + prefix) for layout in (SAVED, LIVE) for prefix in PREFIXES
 )
+# Of modules, and so of adapters: first as they are now.
+SPELLINGS = (LIVE, *(spelling for spelling in _OF_FOLDERS if spelling != LIVE), ORIGINAL)
 
 
 def folder_spelling(names: Iterable[str]) -> Spelling:
     """Return how a folder's tensors are spelt; as they are written now where that is not told."""
     by_tower = {spelling.tower: spelling for spelling in _OF_FOLDERS}
     return by_tower[find_prefix(names, by_tower)]
-
-
-def live_name(name: str) -> str:
-    """Return a tensor's or module's name as the live model has it, however it is spelt.
-
-    Example:
-        >>> live_name("model.mm_projector.2.weight")
-        'model.multi_modal_projector.linear_2.weight'
-    """
-    beginnings = {
-        prefix: (part, spelling)
-        for spelling in (ORIGINAL, *_OF_FOLDERS)
-        for part, prefix in list(spelling._asdict().items())[:4]
-    }
-    found = [prefix for prefix in beginnings if name.startswith(prefix)]
-    if not found:
-        return name
-    longest = max(found, key=len)
-    part, spelling = beginnings[longest]
-    rest = name.removeprefix(longest)
-    if part == "projector":
-        first, _, leaf = rest.partition(".")
-        numbered = dict(zip(spelling.linear, LIVE.linear, strict=True))
-        rest = f"{numbered.get(first, first)}.{leaf}".rstrip(".")
-    return f"{getattr(LIVE, part)}{rest}"
 
 
 def llava_tensors(config: LlavaConfig, spelling: Spelling = SAVED) -> list[Tensor]:

@@ -131,8 +131,13 @@ class PeftConfig:
         return False
 
     def saves(self, path: str) -> bool:
-        """Whether a module of the torch model is trained in full: by plain ends, as PEFT has it."""
-        return path.endswith(self.modules_to_save)
+        """Whether a module of the torch model is trained in full: it, or one that it is part of.
+
+        By plain ends of their paths, as PEFT has it.
+        """
+        parts = path.split(".")
+        holders = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+        return any(holder.endswith(self.modules_to_save) for holder in holders)
 
     def rank_and_alpha(self, path: str) -> tuple[int, float]:
         """Return r and alpha of a module that gets an adapter."""

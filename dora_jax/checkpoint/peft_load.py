@@ -20,23 +20,14 @@ import numpy as np
 from dora_jax.checkpoint.adapter import attach
 from dora_jax.checkpoint.names import check_shapes
 from dora_jax.checkpoint.peft_config import PeftConfig, read_config
-from dora_jax.checkpoint.peft_modules import (
-    PREFIX,
-    Module,
-    current_name,
-    has_head,
-    modules,
-    untie,
-)
+from dora_jax.checkpoint.peft_files import WEIGHTS_FILE, open_adapter
+from dora_jax.checkpoint.peft_llava import find_spelling, reached, with_saved
+from dora_jax.checkpoint.peft_modules import PREFIX, Module, has_head, modules, untie
 from dora_jax.checkpoint.peft_rules import needs_own_head, rules_of
-from dora_jax.checkpoint.safetensors_file import DTYPES, SafetensorsFile
 from dora_jax.errors import DoraError
 from dora_jax.models.build import DecoderConfig, build_model, untied
 from dora_jax.partition import Params, adapter_leaves
 from dora_jax.spec import AdapterRules, AdapterSpec
-
-WEIGHTS_FILE = "adapter_model.safetensors"
-_PICKLED = "adapter_model.bin"
 
 
 @dataclass(frozen=True)
@@ -48,7 +39,8 @@ class PeftAdapter:
             embedding of a tied model differently.
         rules: what is tuned, and how.
         trainable: what was trained: adapter leaves, full weights, biases; numpy arrays in our tree.
-        peft: the settings as they were read.
+        peft: the settings as they were read; what the authors' LLaVA saved beside the adapter is
+            among `modules_to_save`.
     """
 
     config: DecoderConfig
@@ -92,81 +84,43 @@ def load_peft(folder: str | Path, config: DecoderConfig, base: Params | None = N
     """
     folder = Path(folder)
     peft = read_config(folder)
-    file = _open(folder)
-    _check_types(folder, file)
-    if needs_own_head(peft, config):
+    files = open_adapter(folder)
+    made_for = peft.base_model_name_or_path or "a model that adapter_config.json does not name"
+    spelling = find_spelling(folder, files, config, made_for)
+    peft = with_saved(peft, files, modules(config, spelling))
+    if needs_own_head(peft, config, spelling):
         config = untied(config)
-    names = {current_name(name, config): name for name in file.tensors}
+    whole = modules(config, spelling)
+    parts = {**files.adapter, **(files.beside or {})}
     factors = {
-        DTYPES[file.tensors[original].dtype]
-        for name, original in names.items()
+        part.dtype
+        for name, part in parts.items()
         if ".lora_" in name and not name.endswith("magnitude_vector")
     }
     param_dtype: Any = factors.pop() if len(factors) == 1 else "float32"
-    rules = rules_of(peft, config, str(folder), param_dtype)
+    rules = rules_of(peft, reached(peft, whole, spelling), str(folder), param_dtype)
 
     def read(name: str) -> np.ndarray:
-        original = names[name]
-        return np.array(file.rows(original, 0, file.tensors[original].shape[0]))
+        return parts[name].read()
 
-    specs = {module: rules.spec_for(module.path, module.weight) for module in modules(config)}
+    specs = {module: rules.spec_for(module.path, module.weight) for module in whole}
     base_weights = {
         f"{PREFIX}{module.names[0]}.base_layer.weight": module
         for module, spec in specs.items()
-        if spec.has_low_rank and not module.is_stacked
+        if spec.has_low_rank and module.is_of_vocabulary
     }
     expected = _shapes(specs)
-    found = {
-        name: file.tensors[original].shape
-        for name, original in names.items()
-        if name not in base_weights
-    }
-    made_for = peft.base_model_name_or_path or "a model that adapter_config.json does not name"
+    found = {name: part.shape for name, part in parts.items() if name not in base_weights}
     check_shapes(
         folder / WEIGHTS_FILE, expected, found, f"It was made for {made_for}: name that base model."
     )
     for name, module in base_weights.items():
-        if name in names and base is not None:
+        if name in parts and base is not None:
             _check_base(folder, name, read(name), module, base)
     flat: dict[str, np.ndarray] = {}
     for module, spec in specs.items():
         flat |= _leaves(module, spec, read)
     return PeftAdapter(config, rules, flax.traverse_util.unflatten_dict(flat, sep="/"), peft)
-
-
-def _check_types(folder: Path, file: SafetensorsFile) -> None:
-    for name, stored in file.tensors.items():
-        if stored.dtype not in DTYPES:
-            raise DoraError(
-                f"{folder / WEIGHTS_FILE}: {name} is of type {stored.dtype}; supported: "
-                f"{', '.join(DTYPES)}. Save the adapter in one of them"
-            )
-
-
-def _open(folder: Path) -> SafetensorsFile:
-    path = folder / WEIGHTS_FILE
-    if path.is_file():
-        return SafetensorsFile(path)
-    if (folder / _PICKLED).is_file():
-        raise DoraError(
-            f"{folder / _PICKLED}: is pickled, and unpickling runs code. If you trust it, load it "
-            "once with a newer PEFT and save it again (save_pretrained writes safetensors)"
-        )
-    raise DoraError(f"{folder}: holds no {WEIGHTS_FILE}; download or save the adapter again")
-
-
-def read_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """Return the tensors of an adapter's folder by the current spelling of their names.
-
-    Raises:
-        DoraError: when it holds no safetensors file, a damaged one, or tensors of another type.
-    """
-    file = _open(folder)
-    _check_types(folder, file)
-    return {
-        current_name(name): np.array(file.rows(name, 0, stored.shape[0]))
-        for name, stored in file.tensors.items()
-    }
 
 
 def layers_of(module: Module, spec: AdapterSpec) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from dora_jax.checkpoint.llava_names import LIVE, live_name, llava_tensors
+from dora_jax.checkpoint.llava_names import LIVE, Spelling, llava_tensors
 from dora_jax.checkpoint.names import Tensor, names_in_file, tensors
 from dora_jax.models.build import DecoderConfig
 from dora_jax.models.llava import LlavaConfig
@@ -68,6 +68,11 @@ class Module:
         """Whether it is the embedding of tokens."""
         return self.weight == "embedding"
 
+    @property
+    def is_of_vocabulary(self) -> bool:
+        """Whether PEFT saves its own weight beside an adapter: a vocabulary may have grown."""
+        return self.is_embedding or self.is_head
+
     def adapter_name(self, name: str, leaf: str) -> str:
         """Return PEFT's name of an adapter's tensor.
 
@@ -84,12 +89,16 @@ class Module:
         return {"lora_a": (rank, inputs), "lora_b": (outputs, rank), "magnitude": (outputs,)}[leaf]
 
 
-def modules(config: DecoderConfig) -> list[Module]:
+def modules(config: DecoderConfig, spelling: Spelling = LIVE) -> list[Module]:
     """Return every module of a model that has a weight, in the table's order.
 
     (A vision tower has parameters that are no module's weight: its class token and positions.)
+
+    Args:
+        config: the model's shape.
+        spelling: of the modules' names in a LLaVA.
     """
-    table = llava_tensors(config, LIVE) if isinstance(config, LlavaConfig) else tensors(config)
+    table = llava_tensors(config, spelling) if isinstance(config, LlavaConfig) else tensors(config)
     found: dict[str, dict[str, Tensor]] = {}
     for tensor in table:
         path, leaf = tensor.path.rsplit("/", 1)
@@ -103,12 +112,8 @@ def modules(config: DecoderConfig) -> list[Module]:
     return result
 
 
-def current_name(name: str, config: DecoderConfig | None = None) -> str:
+def current_name(name: str) -> str:
     """Return the current spelling of a tensor's name in an adapter's file, whatever its age.
-
-    Args:
-        name: the tensor's.
-        config: of the model, where there is one: LLaVA's modules have been called otherwise too.
 
     Example:
         >>> current_name("model.norm.modules_to_save.default.weight")
@@ -120,7 +125,7 @@ def current_name(name: str, config: DecoderConfig | None = None) -> str:
         name = f"{found['module']}.{found['leaf']}{suffix}"
     elif found := _SAVED.fullmatch(name):
         name = f"{found['module']}.{found['leaf']}"
-    return PREFIX + (live_name(name) if isinstance(config, LlavaConfig) else name)
+    return PREFIX + name
 
 
 def torch_paths(modules: Iterable[Module]) -> list[str]:

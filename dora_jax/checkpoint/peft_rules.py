@@ -1,8 +1,10 @@
 """From PEFT's settings to our rules: which module, which layers of it, at what rank and scale."""
 
 import re
+from collections.abc import Sequence
 from typing import Any, Literal
 
+from dora_jax.checkpoint.llava_names import LIVE, Spelling
 from dora_jax.checkpoint.names import shorten
 from dora_jax.checkpoint.peft_config import PeftConfig
 from dora_jax.checkpoint.peft_modules import Module, modules
@@ -21,23 +23,28 @@ def _layers(peft: PeftConfig, module: Module) -> Layers:
     )
 
 
-def needs_own_head(peft: PeftConfig, config: DecoderConfig) -> bool:
+def needs_own_head(peft: PeftConfig, config: DecoderConfig, spelling: Spelling = LIVE) -> bool:
     """Whether an adapter treats a tied head and its embedding differently.
 
     PEFT adapts either without the other, although they share their weight. Here such a model is
     untied: the head gets a copy of the embedding, and each its own adapter.
+
+    Args:
+        peft: the settings.
+        config: the model.
+        spelling: of a LLaVA's modules in the settings.
     """
     if not config.text.tie_word_embeddings:
         return False
     return any(
         peft.saves(module.names[0]) or _layers(peft, module)[0] is not None
-        for module in modules(untied(config))
+        for module in modules(untied(config), spelling)
         if module.is_embedding or module.is_head
     )
 
 
 def rules_of(
-    peft: PeftConfig, config: DecoderConfig, where: str, param_dtype: FloatDtype = "float32"
+    peft: PeftConfig, reached: Sequence[Module], where: str, param_dtype: FloatDtype = "float32"
 ) -> AdapterRules:
     """Return the rules that treat each module as PEFT does.
 
@@ -45,18 +52,17 @@ def rules_of(
 
     Args:
         peft: the settings.
-        config: the model, untied where it `needs_own_head`.
+        reached: the modules to which they apply, of the model untied where it `needs_own_head`.
         where: named in errors.
         param_dtype: of the factors.
 
     Raises:
         DoraError: when nothing matches, or what matches cannot be tuned so.
     """
-    all_modules = modules(config)
     paths_of: dict[AdapterSpec, list[str]] = {}
     adapted = 0
     try:
-        for module in all_modules:
+        for module in reached:
             layers = _layers(peft, module)
             if any(layers) and not module.takes_adapter:
                 raise DoraError(
@@ -72,7 +78,7 @@ def rules_of(
     if not adapted:
         raise DoraError(
             f"{where}: target_modules = {peft.target_modules!r} match nothing in this model, whose "
-            f"modules are {shorten(n for m in all_modules if m.takes_adapter for n in m.names[:1])}"
+            f"modules are {shorten(n for m in reached if m.takes_adapter for n in m.names[:1])}"
             "; is the adapter made for another one?"
         )
     return AdapterRules(

@@ -15,7 +15,8 @@ import safetensors.numpy
 from dora_jax.checkpoint.folder import check_free_name
 from dora_jax.checkpoint.peft_config import FILE, PeftConfig
 from dora_jax.checkpoint.peft_export import peft_config
-from dora_jax.checkpoint.peft_load import WEIGHTS_FILE, layers_of, own_names
+from dora_jax.checkpoint.peft_files import WEIGHTS_FILE
+from dora_jax.checkpoint.peft_load import layers_of, own_names
 from dora_jax.checkpoint.peft_modules import PREFIX, Module, has_head, modules, untie
 from dora_jax.errors import DoraError
 from dora_jax.kernel_init import init_from_kernel
@@ -25,6 +26,11 @@ from dora_jax.partition import Params, adapter_leaves
 from dora_jax.spec import AdapterRules, AdapterSpec, takes_from_kernel
 
 _log = logging.getLogger(__name__)
+# PEFT's class of language models is not for LLaVA; this is how its AutoPeftModel finds the model.
+_LLAVA = {
+    "base_model_class": "LlavaForConditionalGeneration",
+    "parent_library": "transformers.models.llava.modeling_llava",
+}
 
 
 def save_peft(
@@ -65,9 +71,8 @@ def save_peft(
             f"module {shared[0].path!r}: its adapter is the tied head's too, which PEFT cannot "
             "say; merge the adapter instead (dora-jax merge)"
         )
-    # PEFT's class of language models knows no images.
-    task_type = None if isinstance(config, LlavaConfig) else "CAUSAL_LM"
-    peft = peft_config(specs, base_model, task_type)
+    is_llava = isinstance(config, LlavaConfig)
+    peft = peft_config(specs, base_model, None if is_llava else "CAUSAL_LM")
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     flat_base = flax.traverse_util.flatten_dict(base, sep="/")
     found: dict[str, np.ndarray] = {}
@@ -76,7 +81,7 @@ def save_peft(
             leaves = _adapter(module, spec, flat)
             kernel = np.asarray(flat_base[f"{module.path}/{module.weight}"])
             found |= _tensors(module, spec, leaves, kernel)
-            if not module.is_stacked:
+            if module.is_of_vocabulary:
                 name = f"{PREFIX}{module.names[0]}.base_layer.weight"
                 found[name] = _turned(module, module.weight, kernel)
         for leaf, names in own_names(module, spec).items():
@@ -86,7 +91,8 @@ def save_peft(
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: np.ascontiguousarray(array) for name, array in found.items()}
     safetensors.numpy.save_file(contiguous, folder / WEIGHTS_FILE, {"format": "pt"})
-    text = json.dumps(_as_json(peft), indent=2, sort_keys=True) + "\n"
+    fields = _as_json(peft) | {"auto_mapping": _LLAVA if is_llava else None}
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     (folder / FILE).write_text(text, encoding="utf-8")
     return peft
 

@@ -81,6 +81,22 @@ class SafetensorsFile:
         return self._file.array(stored.offset + start * row_bytes, shape, dtype)
 
 
+def refuse_pickle(path: Path) -> None:
+    """Check that a safetensors file is not there as torch's pickle alone.
+
+    Raises:
+        DoraError: when there is a `.bin` in its place; says how to convert it.
+    """
+    pickled = path.with_suffix(".bin")
+    if not path.is_file() and pickled.is_file():
+        raise DoraError(
+            f"{pickled}: is pickled, and unpickling may run code. Convert it once, where torch is: "
+            'python -c "import torch, safetensors.torch as s; '
+            f"s.save_file(torch.load('{pickled}', map_location='cpu', weights_only=True), "
+            f"'{path}')\""
+        )
+
+
 def write_safetensors(
     path: Path,
     shapes: Mapping[str, tuple[int, ...]],

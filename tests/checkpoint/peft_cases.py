@@ -6,11 +6,14 @@ from typing import Any
 import numpy as np
 
 from dora_jax.checkpoint.hf import read_hf_folder
-from tests.models.families import TOKENS, weight, write_folder
+from dora_jax.checkpoint.llava import read_llava_folder
+from tests.models import families, llavas
+from tests.models.families import weight
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "peft"
 STEPS, RATE, DECAY = 20, 0.01, 0.1
-BATCHES = np.random.default_rng(3).integers(3, TOKENS.max() + 1, (STEPS, 2, 12))
+PROJECTOR_RATE = RATE / 5
+BATCHES = np.random.default_rng(3).integers(3, families.TOKENS.max() + 1, (STEPS, 2, 12))
 
 # Family, and the fields of LoraConfig.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -71,7 +74,48 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "modules_to_save": ["lm_head", "norm"],
         },
     ),
+    # Of LLaVA; these names are the tower's too.
+    "llava-lora": ("llava-1.5", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"]}),
+    "llava-dora": (
+        "two-layers",
+        {"r": 2, "lora_alpha": 3, "use_dora": True, "target_modules": ["q_proj", "v_proj"]},
+    ),
+    "llava-projector": (
+        "llava-1.5",
+        {
+            "r": 2,
+            "lora_alpha": 4,
+            "use_dora": True,
+            "target_modules": r".*language_model.*\.(q_proj|down_proj)",
+            "modules_to_save": ["linear_1", "linear_2"],
+        },
+    ),
+    "llava-all-linear": (
+        "siglip-qwen",
+        {"r": 1, "lora_alpha": 2, "use_dora": True, "target_modules": "all-linear"},
+    ),
 }
+
+
+def is_llava(family: str) -> bool:
+    return family in llavas.LLAVAS
+
+
+def batches(family: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the tokens (steps, rows, length) and images of a training."""
+    if not is_llava(family):
+        return BATCHES, None
+    rng = np.random.default_rng(4)
+    tokens = rng.integers(6, families.TOKENS.max() + 1, (STEPS, *llavas.TOKENS.shape))
+    images = rng.standard_normal((STEPS, *llavas.IMAGES.shape)).astype(np.float32)
+    return np.where(llavas.TOKENS == llavas.IMAGE, llavas.IMAGE, tokens), images
+
+
+def inputs(family: str) -> tuple[np.ndarray, np.ndarray | None, list[int]]:
+    """Return tokens and images, and the positions whose logits the golden file keeps."""
+    if is_llava(family):
+        return llavas.TOKENS, llavas.IMAGES, list(llavas.SEEN[1:])
+    return families.TOKENS, None, list(families.SEEN)
 
 
 def initial(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -82,6 +126,9 @@ def initial(name: str, shape: tuple[int, ...]) -> np.ndarray | None:
 
 def base(folder: Path, family: str) -> tuple[Any, Any]:
     """Return (config, parameters) of a family's tiny model."""
-    write_folder(folder, family)
+    if is_llava(family):
+        llavas.write_folder(folder, family)
+        return read_llava_folder(folder)[:2]
+    families.write_folder(folder, family)
     config, params, _ = read_hf_folder(folder)
     return config, params

@@ -1,24 +1,57 @@
 """Write `peft/`: adapters that PEFT trained and saved, with losses, logits and merged weights.
 
 For each case of `tests/checkpoint/peft_cases.py`: PEFT's folder after 20 steps of torch's AdamW
-(no dropout), and in `peft/outputs.json` the loss of each step, logits of a few positions, and
-entries of every merged weight. The factors start from values that their names tell.
+(no dropout; a projector at a rate of its own), and in `peft/outputs.json` the loss of each step,
+logits of a few positions, and entries of every merged weight. The factors start from values that
+their names tell.
 
-Run in the parity environment: python -m tests.golden.make_peft_golden
+Run in the parity environment: python -m tests.golden.make_peft_golden [CASE ...]
 """
 
+import json
 import shutil
+import sys
 import warnings
 from typing import Any
 
 import numpy as np
 
-from tests.checkpoint.peft_cases import BATCHES, CASES, DECAY, GOLDEN, RATE, initial
-from tests.golden.make_families_golden import peer
+from tests.checkpoint.peft_cases import (
+    CASES,
+    DECAY,
+    GOLDEN,
+    PROJECTOR_RATE,
+    RATE,
+    batches,
+    initial,
+    inputs,
+    is_llava,
+)
+from tests.golden import make_families_golden, make_llavas_golden
 from tests.golden.writing import write_by_name
-from tests.models.families import SEEN, TOKENS
+from tests.models.llavas import IMAGE, OF_ROWS
 
 ENTRIES = 12  # of each merged weight, evenly spread
+
+
+def peer(family: str) -> Any:
+    """Return transformers' model of a case's family."""
+    if is_llava(family):
+        model = make_llavas_golden.peer(family)[0]
+        del model.name_or_path  # a folder that is gone
+        return model
+    return make_families_golden.peer(family)
+
+
+def torch_inputs(tokens: np.ndarray, images: np.ndarray | None) -> dict[str, Any]:
+    """Return what transformers' models take: of images those that are there, one by one."""
+    import torch
+
+    ids = {"input_ids": torch.from_numpy(tokens)}
+    if images is None:
+        return ids
+    own = np.concatenate([row[:count] for row, count in zip(images, OF_ROWS, strict=True)])
+    return {**ids, "pixel_values": torch.from_numpy(own.transpose(0, 3, 1, 2).copy())}
 
 
 def adapted(name: str) -> Any:
@@ -27,7 +60,8 @@ def adapted(name: str) -> Any:
     import torch
 
     family, fields = CASES[name]
-    model = peft.get_peft_model(peer(family), peft.LoraConfig(task_type="CAUSAL_LM", **fields))
+    task = None if is_llava(family) else "CAUSAL_LM"
+    model = peft.get_peft_model(peer(family), peft.LoraConfig(task_type=task, **fields))
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             start = initial(key.replace(".default", ""), tuple(parameter.shape))
@@ -50,16 +84,25 @@ def adapted(name: str) -> Any:
     return model.eval()
 
 
-def train(model: Any) -> list[float]:
-    """Train by AdamW on `BATCHES`; return the losses."""
+def train(model: Any, family: str) -> list[float]:
+    """Train by AdamW on `batches`; return the losses."""
     import torch
 
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: dict[float, list[Any]] = {RATE: [], PROJECTOR_RATE: []}
+    for name, parameter in trained:
+        groups[PROJECTOR_RATE if "multi_modal_projector" in name else RATE].append(parameter)
+    optimizer = torch.optim.AdamW(
+        [{"params": own, "lr": rate} for rate, own in groups.items()], weight_decay=DECAY
+    )
     losses = []
-    for batch in BATCHES:
-        ids = torch.from_numpy(batch)
-        loss = model(ids, labels=ids).loss
+    tokens, images = batches(family)
+    for n, batch in enumerate(tokens):
+        given = torch_inputs(batch, None if images is None else images[n])
+        labels = given["input_ids"]
+        if images is not None:
+            labels = labels.masked_fill(labels == IMAGE, -100)
+        loss = model(**given, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -77,8 +120,9 @@ def outputs(model: Any, family: str) -> dict[str, Any]:
     """Return logits of a few positions, and entries of the merged weights."""
     import torch
 
+    tokens, images, seen = inputs(family)
     with torch.no_grad():
-        logits = model(torch.from_numpy(TOKENS)).logits.numpy()[:, list(SEEN)]
+        logits = model(**torch_inputs(tokens, images)).logits.numpy()[:, seen]
     before = dict(peer(family).named_parameters())
     weights = {
         name: entries(p.detach().numpy())
@@ -90,18 +134,19 @@ def outputs(model: Any, family: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train every case and write the folders."""
+    """Train the named cases, or all, and write their folders."""
     warnings.simplefilter("ignore")
-    found = {}
-    for name in CASES:
+    path = GOLDEN / "outputs.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if sys.argv[1:] else {}
+    for name in sys.argv[1:] or CASES:
         model = adapted(name)
-        losses = train(model)
+        losses = train(model, CASES[name][0])
         shutil.rmtree(GOLDEN / name, ignore_errors=True)
         model.save_pretrained(GOLDEN / name)
         (GOLDEN / name / "README.md").unlink()
         found[name] = {"losses": losses, **outputs(model, CASES[name][0])}
         print(f"{name}: loss {losses[0]:.4f} to {losses[-1]:.4f}")
-    write_by_name(GOLDEN / "outputs.json", found)
+    write_by_name(path, found)
 
 
 if __name__ == "__main__":
