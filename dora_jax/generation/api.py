@@ -13,7 +13,8 @@ from dora_jax.generation.adapter_bank import Adapter, AdapterBank
 from dora_jax.generation.batches import Numbered, Output, Request, check_lengths, run_batch
 from dora_jax.generation.sampling import Sampling
 from dora_jax.generation.text import GrowingText, TextTokenizer
-from dora_jax.models.build import Decoder
+from dora_jax.models.bart import Bart
+from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
 from dora_jax.sharding import replicate
 
@@ -48,7 +49,7 @@ class Completion:
 
 
 def generate(
-    model: Decoder,
+    model: Writer,
     params: Any,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     sampling: Sampling | None = None,
@@ -63,7 +64,7 @@ def generate(
     adapter_of: Sequence[int] | None = None,
     images: Sequence[Sequence[Any]] | None = None,
 ) -> list[Completion]:
-    """Continue prompts.
+    """Continue prompts; by an encoder-decoder, write what answers each.
 
     A text depends on its prompt, the prompt's number and the sampling alone, not on what else is in
     the batch (up to rounding, where two tokens are as likely).
@@ -109,7 +110,7 @@ def generate(
         raise DoraError("a stop string is empty: every text would end at once")
     if batch_size < 1:
         raise DoraError(f"batch_size must be at least 1; got {batch_size}")
-    encoded = _encode(prompts, tokenizer)
+    encoded = _encode(prompts, tokenizer, isinstance(model, Bart))
     bank, chosen = _adapters(model, params, adapters, adapter_of, len(encoded))
     numbered = _numbered(model, encoded, chosen, images)
     check_lengths(model, numbered, sampling.max_new_tokens)
@@ -134,7 +135,7 @@ def generate(
 
 
 def generate_ids(
-    model: Decoder,
+    model: Writer,
     variables: dict[str, Any],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -166,8 +167,11 @@ def generate_ids(
 
 
 def _encode(
-    prompts: Sequence[str] | Sequence[Sequence[int]], tokenizer: TextTokenizer | None
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    tokenizer: TextTokenizer | None,
+    is_whole: bool,
 ) -> list[Sequence[int]]:
+    """Return the prompts' ids; texts that are whole get what a text ends with, too."""
     if isinstance(prompts, str):
         raise DoraError("prompts must be a list; for one prompt give [prompt]")
     encoded: list[Sequence[int]] = []
@@ -176,7 +180,8 @@ def _encode(
             if tokenizer is None:
                 raise DoraError(f"prompt {number + 1} is text: pass tokenizer=, or token ids")
             text, start = tokenizer.encode(prompt), list(tokenizer.start_ids)
-            encoded.append(text if text[: len(start)] == start else [*start, *text])
+            text = text if text[: len(start)] == start else [*start, *text]
+            encoded.append([*text, *tokenizer.final_ids] if is_whole else text)
         elif isinstance(prompt, int):
             raise DoraError("prompts must be a list of texts or of lists of ids; got a list of ids")
         else:
@@ -186,7 +191,7 @@ def _encode(
 
 
 def _numbered(
-    model: Decoder,
+    model: Writer,
     prompts: Sequence[Sequence[int]],
     adapter_of: Sequence[int],
     images: Sequence[Sequence[Any]] | None,
@@ -203,7 +208,7 @@ def _numbered(
     ]
 
 
-def with_images(model: Decoder, ids: Sequence[int], images: int, where: str) -> Sequence[int]:
+def with_images(model: Writer, ids: Sequence[int], images: int, where: str) -> Sequence[int]:
     """Return the ids of a text in which each image is as many tokens as the model sees it by.
 
     Args:
@@ -232,7 +237,7 @@ def with_images(model: Decoder, ids: Sequence[int], images: int, where: str) -> 
 
 
 def _adapters(
-    model: Decoder,
+    model: Writer,
     params: Any,
     adapters: AdapterBank | Sequence[Adapter] | None,
     adapter_of: Sequence[int] | None,
@@ -267,7 +272,7 @@ def _adapters(
     return replicate(bank), chosen
 
 
-def _variables(model: Decoder, params: Any, norms: Any) -> dict[str, Any]:
+def _variables(model: Writer, params: Any, norms: Any) -> dict[str, Any]:
     params = jax.device_put(params)  # without a copy on CPUs
     if model.adapters is None:
         return {"params": params}

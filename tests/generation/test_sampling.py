@@ -86,7 +86,9 @@ def test_samples_follow_the_filtered_distribution():
     draws = 20_000
     logits = jnp.broadcast_to(LOGITS[0], (draws, 97))
     keys = jax.random.split(jax.random.key(0), draws)
-    tokens, log_probs = sampling.choose(logits, None, keys, asked.filters(), asked.knobs())
+    nothing = sampling.Written(None, jnp.zeros((draws, 1), jnp.int32), jnp.int32(0))
+    knobs = asked.knobs()
+    tokens, log_probs = sampling.choose(logits, None, nothing, keys, asked.filters(), knobs)
     seen = np.bincount(tokens, minlength=97) / draws
     expected = softmax(reference_top_p(reference_top_k(LOGITS[0] / 2, 9), 0.95))
     assert np.abs(seen - expected).max() < 0.015

@@ -211,7 +211,7 @@ def test_what_cannot_be_computed_is_refused(read):
     visual = Visual(np.zeros((3, 1, 2, 4)), np.zeros((3, 1, 2, 4)), np.ones((3, 1, 2), bool))
     with pytest.raises(ValueError, match="reads text alone"):
         run(source=given._replace(visual=visual))
-    with pytest.raises(ValueError, match="Bart.remat must be one of .* 'dot' .did you mean 'dots'"):
+    with pytest.raises(ValueError, match=r"Bart\.remat must be .* 'dot' \(did you mean 'dots'"):
         Bart(config, remat="dot").apply({"params": params}, TOKENS, source=given)
 
 
