@@ -9,7 +9,7 @@ from dora_jax.comparison.arms import make_arms
 from experiments.commonsense import published
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-PARTS = ("__init__.py", "build_data.py", "paper.py", "published.py", "smollm2.py")
+PARTS = ("__init__.py", "build_data.py", "paper.py", "published.py", "smollm2.py", "tuned.py")
 FILES = [
     path
     for path in sorted(FOLDER.rglob("*.py"))

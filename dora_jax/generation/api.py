@@ -7,15 +7,17 @@ from typing import Any, Literal
 import jax
 
 from dora_jax.adapters import column_norms
+from dora_jax.data.features import check_features
 from dora_jax.data.vision import expand
 from dora_jax.errors import DoraError
 from dora_jax.generation.adapter_bank import Adapter, AdapterBank
-from dora_jax.generation.batches import Numbered, Output, Request, check_lengths, run_batch
+from dora_jax.generation.batches import Numbered, Output, Request, check_prompts, run_batch
 from dora_jax.generation.sampling import Sampling
 from dora_jax.generation.text import GrowingText, TextTokenizer
 from dora_jax.models.bart import Bart
 from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
+from dora_jax.models.vlbart import VLBart
 from dora_jax.sharding import replicate
 
 _STREAMED = 1  # tokens between two looks at the texts when they are shown as they come
@@ -86,7 +88,8 @@ def generate(
         adapter_of: of each prompt, the number of its adapter.
         images: of each prompt, its images in the order of their tokens, as the model's processor
             makes them: arrays (height, width, channels), or what numpy takes for such. In the ids
-            an image may be one token, or already as many as it is.
+            an image may be one token, or already as many as it is. VL-BART takes features, see
+            `dora_jax.data.features.check_features`, and no tokens for them.
 
     Returns:
         `num_samples` completions of each prompt, in the prompts' order: completion
@@ -113,7 +116,7 @@ def generate(
     encoded = _encode(prompts, tokenizer, isinstance(model, Bart))
     bank, chosen = _adapters(model, params, adapters, adapter_of, len(encoded))
     numbered = _numbered(model, encoded, chosen, images)
-    check_lengths(model, numbered, sampling.max_new_tokens)
+    check_prompts(model, numbered, sampling)
     if stop_ids is None:
         stop_ids = [
             *model.config.text.eos_token_id,
@@ -161,7 +164,7 @@ def generate_ids(
             images than it has tokens for.
     """
     numbered = _numbered(model, prompts, [0] * len(prompts), images)
-    check_lengths(model, numbered, sampling.max_new_tokens)
+    check_prompts(model, numbered, sampling)
     request = Request(model, replicate(variables), sampling, tuple(dict.fromkeys(stop_ids)))
     return [output.ids for output in run_batch(request, numbered)] if numbered else []
 
@@ -201,11 +204,14 @@ def _numbered(
         raise DoraError(
             f"images must give a list for each of {len(prompts)} prompts; it gives {len(images)}"
         )
-    rows = enumerate(zip(prompts, adapter_of, images, strict=True))
-    return [
-        Numbered(with_images(model, ids, len(own), f"prompt {n + 1}"), n, adapter, own)
-        for n, (ids, adapter, own) in rows
-    ]
+    numbered = []
+    for n, (ids, adapter, own) in enumerate(zip(prompts, adapter_of, images, strict=True)):
+        if isinstance(model, VLBart):
+            check_features(own, model.config, f"prompt {n + 1}")
+        else:
+            ids = with_images(model, ids, len(own), f"prompt {n + 1}")
+        numbered.append(Numbered(ids, n, adapter, own))
+    return numbered
 
 
 def with_images(model: Writer, ids: Sequence[int], images: int, where: str) -> Sequence[int]:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dora_jax.data.features import stack_features
 from dora_jax.data.vision import fill_up
 from dora_jax.errors import DoraError
 from dora_jax.generation import beams, decode
@@ -18,6 +19,7 @@ from dora_jax.models.bart import Bart
 from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
 from dora_jax.models.source import Source
+from dora_jax.models.vlbart import VLBart
 from dora_jax.sharding import fetch, row_places, run_mesh, split_rows
 
 _STOP_MULTIPLE = 8  # stop tokens are filled up, so that another one compiles nothing anew
@@ -51,7 +53,8 @@ class Numbered:
         ids: its tokens.
         number: its place, from 0.
         adapter: the number of its adapter in the bank.
-        images: arrays, or what numpy takes for such, in the order of their tokens.
+        images: arrays, or what numpy takes for such, in the order of their tokens; of a model that
+            reads features these, see `check_features`.
     """
 
     ids: Sequence[int]
@@ -78,14 +81,21 @@ class Output:
     score: float
 
 
-def check_lengths(model: Writer, prompts: Sequence[Numbered], new_tokens: int) -> None:
-    """Check that prompts can be continued.
+def check_prompts(model: Writer, prompts: Sequence[Numbered], sampling: Sampling) -> None:
+    """Check that prompts can be continued as is asked.
 
     Raises:
         DoraError: for an empty prompt, one that leaves no room in the model's context, or a token
             that the model does not have.
     """
     context, vocabulary = model.config.text.context_length, model.vocabulary
+    new_tokens = sampling.max_new_tokens
+    for field in ("forced_bos_token_id", "forced_eos_token_id"):
+        if (getattr(sampling, field) or 0) >= vocabulary:
+            raise DoraError(
+                f"{field} {getattr(sampling, field)} is outside the model's vocabulary of "
+                f"{vocabulary}"
+            )
     if isinstance(model, Bart):  # its text has a context of its own
         if 1 + new_tokens > context:
             raise DoraError(
@@ -130,14 +140,17 @@ def _lay_out(model: Writer, prompts: Sequence[Numbered], rows: int) -> Prompts:
 
 
 def _source(model: Bart, filled: Sequence[Numbered]) -> Source:
-    """Return what the encoder reads: the prompts, padded right."""
+    """Return what the encoder reads: the prompts, padded right, and what stands beside them."""
     longest = max(len(prompt.ids) for prompt in filled)
     width = min(prompt_width(longest), model.config.context_length)
     tokens = np.zeros((len(filled), width), np.int32)
     for row, prompt in enumerate(filled):
         tokens[row, : len(prompt.ids)] = prompt.ids
     lengths = np.array([len(prompt.ids) for prompt in filled])
-    return Source(tokens, np.arange(width) < lengths[:, None])
+    visual = None
+    if isinstance(model, VLBart):
+        visual = stack_features([prompt.images for prompt in filled], model.config)
+    return Source(tokens, np.arange(width) < lengths[:, None], visual)
 
 
 def _variables(request: Request, adapter_of: np.ndarray) -> dict[str, Any]:

@@ -49,7 +49,7 @@ SHARDING: ShardingRules = (
 
 # The table of positions has two more rows in front, which nothing uses any more.
 POSITION_OFFSET = 2
-_EPSILON = 1e-5
+NORM_EPSILON = 1e-5
 
 
 class Seen(NamedTuple):
@@ -177,7 +177,10 @@ class DecoderBlock(nn.Module):
             y = attend_slots(q_BLHF, key, value, seen.visible, **own.options)
         x_BLD = nn.LayerNorm(name="self_attn_layer_norm", **norm)(x_BLD + own.join(y))
         across = Attention(c.d_model, c.decoder_attention_heads, dense, name="encoder_attn")
-        of_source = _slots_first(across.keys_values(seen.source)) if kept is None else kept
+        of_source = kept
+        if of_source is None:
+            assert seen.source is not None
+            of_source = _slots_first(across.keys_values(seen.source))
         x_BLD = x_BLD + across.to_all(x_BLD, *of_source, seen.is_real)
         x_BLD = nn.LayerNorm(name="encoder_attn_layer_norm", **norm)(x_BLD)
         x_BLD = _feed_forward(x_BLD, c.decoder_ffn_dim, dense, norm)
@@ -272,7 +275,7 @@ class Bart(nn.Module):
         c = self.config
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = {"adapter": self.adapters, **dtypes}
-        norm = {"epsilon": _EPSILON, **dtypes}
+        norm = {"epsilon": NORM_EPSILON, **dtypes}
         self.shared = Embed(c.vocab_size, c.d_model, **dense)
         self.encoder = Stack(c, dense, norm, False, self.remat)
         self.decoder = Stack(c, dense, norm, True, self.remat)
@@ -342,7 +345,12 @@ class Bart(nn.Module):
         if cache is None and segments_BL is not None:
             raise ValueError("rows with a source cannot be packed: give each text its own row")
         old = cache if isinstance(cache, Cache) else None
-        if (source is None) != (old is not None):
+        encoded = None if old is None else old.encoded
+        if source is not None and encoded is None:
+            source_BSD, is_real_BS = self.encode(source)
+        elif source is None and encoded is not None:
+            source_BSD, is_real_BS = None, encoded.is_real
+        else:
             raise ValueError("the source is given with the first tokens, and with these alone")
         if isinstance(cache, int):
             heads, layers = c.decoder_attention_heads, c.decoder_layers
@@ -355,21 +363,19 @@ class Bart(nn.Module):
         keys = places = Places(positions_BL, segments_BL)
         if cache is not None:
             cache = write_places(cache, places)
-        if old is None:
-            source_BSD, is_real_BS = self.encode(source)
-            seen, kept = Seen(visible(places, keys, None), None, source_BSD, is_real_BS), None
-        else:
-            encoded = old.encoded
-            is_visible = visible(places, cache.places, None)
-            seen = Seen(is_visible, old.length, None, encoded.is_real)
-            kept = (encoded.key, encoded.value)
+            keys = places if old is None else cache.places
+        seen = Seen(
+            visible(places, keys, None), None if old is None else old.length, source_BSD, is_real_BS
+        )
         x_BLD = self.decoder.place(self._embed(tokens_BL), positions_BL)
         own = None if cache is None else (cache.key, cache.value)
-        layers = jnp.arange(c.decoder_layers)
-        (x_BLD, filled), new = self.decoder((x_BLD, own), seen, layers, kept)
+        kept = None if encoded is None else (encoded.key, encoded.value)
+        (x_BLD, filled), new = self.decoder((x_BLD, own), seen, jnp.arange(c.decoder_layers), kept)
         if cache is not None:
-            encoded = Encoded(*new, seen.is_real) if old is None else old.encoded
-            cache = Cache(*filled, cache.places, cache.length + length, encoded)
+            if encoded is None:
+                encoded = Encoded(new[0], new[1], is_real_BS)
+            key, value = filled
+            cache = Cache(key, value, cache.places, cache.length + length, encoded)
         return x_BLD, cache
 
     def head(self, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:

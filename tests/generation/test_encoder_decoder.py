@@ -145,7 +145,7 @@ def test_adapters_by_row_are_each_row_s_own():
         return leaf + 0.3 if path[-1].key in ("lora_b", "magnitude") else leaf
 
     adapted = jax.tree_util.tree_map_with_path(moved, fresh)
-    sampling = Sampling(NEW_TOKENS, num_beams=2, no_repeat_ngram_size=2)
+    sampling = Sampling(NEW_TOKENS, no_repeat_ngram_size=2)
     mixed = write("bart", sampling, adapters=[None, (rules, adapted)], adapter_of=[1, 0, 1])
     plain = write("bart", sampling)
     alone = generate(Bart(model.config, rules), adapted, PROMPTS, sampling, stop_ids=STOP_IDS)
@@ -162,6 +162,8 @@ def test_what_cannot_be_written_is_refused():
     assert len(generate_ids(model, variables, PROMPTS[:1], Sampling(47), ())[0]) == 47
     with pytest.raises(DoraError, match=r"prompt 1 has 49 tokens"):
         generate_ids(model, variables, [[5] * 49], Sampling(2), ())
+    with pytest.raises(DoraError, match=r"forced_bos_token_id 266 is outside .* of 266"):
+        generate_ids(model, variables, PROMPTS, Sampling(2, forced_bos_token_id=266), ())
     with pytest.raises(DoraError, match="reads text alone"):
         generate(model, params, PROMPTS[:1], images=[[np.zeros((2, 2, 3))]])
 
