@@ -166,13 +166,11 @@ def test_another_llavas_tower_and_a_trained_projector_can_be_parts(folder, tmp_p
     pairs = zip(*(_leaves(x, "multi_modal_projector") for x in (again, whole)), strict=True)
     for a, b in pairs:
         np.testing.assert_allclose(a, b + 1, atol=1e-6)
-    with pytest.raises(DoraError, match=r"mm_projector\.bin: is pickled, .*convert it once"):
-        join_parts(
-            folder / "llava",
-            folder / "model",
-            tmp_path / "x",
-            projector=tmp_path / "mm_projector.bin",
-        )
+    pickled = tmp_path / "old" / "mm_projector.bin"
+    pickled.parent.mkdir()
+    pickled.write_bytes(b"")
+    with pytest.raises(DoraError, match=r"mm_projector\.bin: is pickled, .*Convert it once"):
+        join_parts(folder / "llava", folder / "model", tmp_path / "x", projector=pickled)
 
 
 def _leaves(found, part):

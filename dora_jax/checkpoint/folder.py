@@ -28,11 +28,16 @@ MAX_SHARD_BYTES = 5 * 10**9
 _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 # The tokenizer and the configs; SmolLM2's take 4 MB.
 _OTHER_FILES_BYTES = 32 * 10**6
+_AUTO_CLASS = "AutoModelForCausalLM"
 Files = dict[str, SafetensorsFile]
 
 
-def weight_files(folder: Path) -> list[str]:
+def weight_files(folder: Path, auto_class: str = _AUTO_CLASS) -> list[str]:
     """Return the names of the weight files that the folder should hold.
+
+    Args:
+        folder: the folder.
+        auto_class: of transformers, which converts pickled weights of such a model.
 
     Raises:
         DoraError: when there is nothing to tell it, or the index is broken.
@@ -50,15 +55,15 @@ def weight_files(folder: Path) -> list[str]:
         raise DoraError(
             f"{folder}: holds pickled weights (pytorch_model.bin) only, and unpickling runs code. "
             'If you trust them, convert them once with transformers: python -c "from transformers '
-            f"import AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained("
+            f"import {auto_class} as M; M.from_pretrained('{folder}').save_pretrained("
             f"'{folder}')\""
         )
     raise DoraError(f"{folder}: has neither {WEIGHTS_FILE} nor {INDEX_FILE}. {AGAIN}")
 
 
-def open_weights(folder: Path) -> Files:
-    """Return the open file of each tensor, by the tensor's name."""
-    files = weight_files(folder)
+def open_weights(folder: Path, auto_class: str = _AUTO_CLASS) -> Files:
+    """Return the open file of each tensor, by its name; arguments and errors as `weight_files`."""
+    files = weight_files(folder, auto_class)
     lacking = [name for name in files if not (folder / name).is_file()]
     if lacking:
         raise DoraError(f"{folder}: lacks {', '.join(lacking)}, named in {INDEX_FILE}. {AGAIN}")

@@ -7,14 +7,17 @@ from typing import Any, Literal
 import jax
 
 from dora_jax.adapters import column_norms
+from dora_jax.data.features import check_features
 from dora_jax.data.vision import expand
 from dora_jax.errors import DoraError
 from dora_jax.generation.adapter_bank import Adapter, AdapterBank
-from dora_jax.generation.batches import Numbered, Output, Request, check_lengths, run_batch
+from dora_jax.generation.batches import Numbered, Output, Request, check_prompts, run_batch
 from dora_jax.generation.sampling import Sampling
 from dora_jax.generation.text import GrowingText, TextTokenizer
-from dora_jax.models.build import Decoder
+from dora_jax.models.bart import Bart
+from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
+from dora_jax.models.vlbart import VLBart
 from dora_jax.sharding import replicate
 
 _STREAMED = 1  # tokens between two looks at the texts when they are shown as they come
@@ -48,7 +51,7 @@ class Completion:
 
 
 def generate(
-    model: Decoder,
+    model: Writer,
     params: Any,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     sampling: Sampling | None = None,
@@ -63,7 +66,7 @@ def generate(
     adapter_of: Sequence[int] | None = None,
     images: Sequence[Sequence[Any]] | None = None,
 ) -> list[Completion]:
-    """Continue prompts.
+    """Continue prompts; by an encoder-decoder, write what answers each.
 
     A text depends on its prompt, the prompt's number and the sampling alone, not on what else is in
     the batch (up to rounding, where two tokens are as likely).
@@ -85,7 +88,8 @@ def generate(
         adapter_of: of each prompt, the number of its adapter.
         images: of each prompt, its images in the order of their tokens, as the model's processor
             makes them: arrays (height, width, channels), or what numpy takes for such. In the ids
-            an image may be one token, or already as many as it is.
+            an image may be one token, or already as many as it is. VL-BART takes features, see
+            `dora_jax.data.features.check_features`, and no tokens for them.
 
     Returns:
         `num_samples` completions of each prompt, in the prompts' order: completion
@@ -109,10 +113,10 @@ def generate(
         raise DoraError("a stop string is empty: every text would end at once")
     if batch_size < 1:
         raise DoraError(f"batch_size must be at least 1; got {batch_size}")
-    encoded = _encode(prompts, tokenizer)
+    encoded = _encode(prompts, tokenizer, isinstance(model, Bart))
     bank, chosen = _adapters(model, params, adapters, adapter_of, len(encoded))
     numbered = _numbered(model, encoded, chosen, images)
-    check_lengths(model, numbered, sampling.max_new_tokens)
+    check_prompts(model, numbered, sampling)
     if stop_ids is None:
         stop_ids = [
             *model.config.text.eos_token_id,
@@ -134,7 +138,7 @@ def generate(
 
 
 def generate_ids(
-    model: Decoder,
+    model: Writer,
     variables: dict[str, Any],
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
@@ -160,14 +164,17 @@ def generate_ids(
             images than it has tokens for.
     """
     numbered = _numbered(model, prompts, [0] * len(prompts), images)
-    check_lengths(model, numbered, sampling.max_new_tokens)
+    check_prompts(model, numbered, sampling)
     request = Request(model, replicate(variables), sampling, tuple(dict.fromkeys(stop_ids)))
     return [output.ids for output in run_batch(request, numbered)] if numbered else []
 
 
 def _encode(
-    prompts: Sequence[str] | Sequence[Sequence[int]], tokenizer: TextTokenizer | None
+    prompts: Sequence[str] | Sequence[Sequence[int]],
+    tokenizer: TextTokenizer | None,
+    is_whole: bool,
 ) -> list[Sequence[int]]:
+    """Return the prompts' ids; texts that are whole get what a text ends with, too."""
     if isinstance(prompts, str):
         raise DoraError("prompts must be a list; for one prompt give [prompt]")
     encoded: list[Sequence[int]] = []
@@ -176,7 +183,8 @@ def _encode(
             if tokenizer is None:
                 raise DoraError(f"prompt {number + 1} is text: pass tokenizer=, or token ids")
             text, start = tokenizer.encode(prompt), list(tokenizer.start_ids)
-            encoded.append(text if text[: len(start)] == start else [*start, *text])
+            text = text if text[: len(start)] == start else [*start, *text]
+            encoded.append([*text, *tokenizer.final_ids] if is_whole else text)
         elif isinstance(prompt, int):
             raise DoraError("prompts must be a list of texts or of lists of ids; got a list of ids")
         else:
@@ -186,7 +194,7 @@ def _encode(
 
 
 def _numbered(
-    model: Decoder,
+    model: Writer,
     prompts: Sequence[Sequence[int]],
     adapter_of: Sequence[int],
     images: Sequence[Sequence[Any]] | None,
@@ -196,14 +204,17 @@ def _numbered(
         raise DoraError(
             f"images must give a list for each of {len(prompts)} prompts; it gives {len(images)}"
         )
-    rows = enumerate(zip(prompts, adapter_of, images, strict=True))
-    return [
-        Numbered(with_images(model, ids, len(own), f"prompt {n + 1}"), n, adapter, own)
-        for n, (ids, adapter, own) in rows
-    ]
+    numbered = []
+    for n, (ids, adapter, own) in enumerate(zip(prompts, adapter_of, images, strict=True)):
+        if isinstance(model, VLBart):
+            check_features(own, model.config, f"prompt {n + 1}")
+        else:
+            ids = with_images(model, ids, len(own), f"prompt {n + 1}")
+        numbered.append(Numbered(ids, n, adapter, own))
+    return numbered
 
 
-def with_images(model: Decoder, ids: Sequence[int], images: int, where: str) -> Sequence[int]:
+def with_images(model: Writer, ids: Sequence[int], images: int, where: str) -> Sequence[int]:
     """Return the ids of a text in which each image is as many tokens as the model sees it by.
 
     Args:
@@ -232,7 +243,7 @@ def with_images(model: Decoder, ids: Sequence[int], images: int, where: str) -> 
 
 
 def _adapters(
-    model: Decoder,
+    model: Writer,
     params: Any,
     adapters: AdapterBank | Sequence[Adapter] | None,
     adapter_of: Sequence[int] | None,
@@ -267,7 +278,7 @@ def _adapters(
     return replicate(bank), chosen
 
 
-def _variables(model: Decoder, params: Any, norms: Any) -> dict[str, Any]:
+def _variables(model: Writer, params: Any, norms: Any) -> dict[str, Any]:
     params = jax.device_put(params)  # without a copy on CPUs
     if model.adapters is None:
         return {"params": params}

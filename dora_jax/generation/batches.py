@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from dora_jax.data.features import stack_features
 from dora_jax.data.vision import fill_up
 from dora_jax.errors import DoraError
 from dora_jax.generation import beams, decode
@@ -14,8 +15,11 @@ from dora_jax.generation.adapter_bank import AdapterBank
 from dora_jax.generation.buckets import cache_slots, prompt_width, room_for, row_count
 from dora_jax.generation.decode import Prompts
 from dora_jax.generation.sampling import Sampling
-from dora_jax.models.build import Decoder
+from dora_jax.models.bart import Bart
+from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
+from dora_jax.models.source import Source
+from dora_jax.models.vlbart import VLBart
 from dora_jax.sharding import fetch, row_places, run_mesh, split_rows
 
 _STOP_MULTIPLE = 8  # stop tokens are filled up, so that another one compiles nothing anew
@@ -34,7 +38,7 @@ class Request:
         bank: adapters for rows, or None.
     """
 
-    model: Decoder
+    model: Writer
     variables: dict[str, Any]
     sampling: Sampling
     stop_ids: tuple[int, ...]
@@ -49,7 +53,8 @@ class Numbered:
         ids: its tokens.
         number: its place, from 0.
         adapter: the number of its adapter in the bank.
-        images: arrays, or what numpy takes for such, in the order of their tokens.
+        images: arrays, or what numpy takes for such, in the order of their tokens; of a model that
+            reads features these, see `check_features`.
     """
 
     ids: Sequence[int]
@@ -76,14 +81,28 @@ class Output:
     score: float
 
 
-def check_lengths(model: Decoder, prompts: Sequence[Numbered], new_tokens: int) -> None:
-    """Check that prompts can be continued.
+def check_prompts(model: Writer, prompts: Sequence[Numbered], sampling: Sampling) -> None:
+    """Check that prompts can be continued as is asked.
 
     Raises:
         DoraError: for an empty prompt, one that leaves no room in the model's context, or a token
             that the model does not have.
     """
     context, vocabulary = model.config.text.context_length, model.vocabulary
+    new_tokens = sampling.max_new_tokens
+    for field in ("forced_bos_token_id", "forced_eos_token_id"):
+        if (getattr(sampling, field) or 0) >= vocabulary:
+            raise DoraError(
+                f"{field} {getattr(sampling, field)} is outside the model's vocabulary of "
+                f"{vocabulary}"
+            )
+    if isinstance(model, Bart):  # its text has a context of its own
+        if 1 + new_tokens > context:
+            raise DoraError(
+                f"{new_tokens} new tokens and the start token exceed the model's context of "
+                f"{context}: lower max_new_tokens to {context - 1}"
+            )
+        new_tokens = 0
     for prompt in prompts:
         name = f"prompt {prompt.number + 1}"
         if not len(prompt.ids):
@@ -101,20 +120,39 @@ def check_lengths(model: Decoder, prompts: Sequence[Numbered], new_tokens: int) 
             )
 
 
-def _lay_out(model: Decoder, prompts: Sequence[Numbered], rows: int) -> Prompts:
+def _lay_out(model: Writer, prompts: Sequence[Numbered], rows: int) -> Prompts:
+    filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
+    numbers = np.array([prompt.number for prompt in filled], np.int32)
+    is_asked = np.arange(rows) < len(prompts)
+    if isinstance(model, Bart):
+        start = np.full((rows, 1), model.config.decoder_start_token_id, np.int32)
+        ones = np.ones(rows, np.int32)
+        return Prompts(start, ones, numbers, is_asked, source=_source(model, filled))
     width = prompt_width(max(len(prompt.ids) for prompt in prompts))
     tokens = np.zeros((rows, width), np.int32)
-    filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
     for row, prompt in enumerate(filled):
         tokens[row, width - len(prompt.ids) :] = prompt.ids
     lengths = np.array([len(prompt.ids) for prompt in filled], np.int32)
-    numbers = np.array([prompt.number for prompt in filled], np.int32)
     images = None
     if isinstance(model, Llava) and any(prompt.images for prompt in prompts):
         # What fills the batch up needs none.
         own = [*(prompt.images for prompt in prompts), *[()] * (rows - len(prompts))]
         images = fill_up(own, model.config.image_shape)
-    return Prompts(tokens, lengths, numbers, np.arange(rows) < len(prompts), images)
+    return Prompts(tokens, lengths, numbers, is_asked, images)
+
+
+def _source(model: Bart, filled: Sequence[Numbered]) -> Source:
+    """Return what the encoder reads: the prompts, padded right, and what stands beside them."""
+    longest = max(len(prompt.ids) for prompt in filled)
+    width = min(prompt_width(longest), model.config.context_length)
+    tokens = np.zeros((len(filled), width), np.int32)
+    for row, prompt in enumerate(filled):
+        tokens[row, : len(prompt.ids)] = prompt.ids
+    lengths = np.array([len(prompt.ids) for prompt in filled])
+    visual = None
+    if isinstance(model, VLBart):
+        visual = stack_features([prompt.images for prompt in filled], model.config)
+    return Source(tokens, np.arange(width) < lengths[:, None], visual)
 
 
 def _variables(request: Request, adapter_of: np.ndarray) -> dict[str, Any]:

@@ -14,10 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from dora_jax.generation.decode import Prompts, head, hidden_states, read_prompts, seen_tokens
-from dora_jax.generation.sampling import Filters, Knobs, penalise_repetition
+from dora_jax.generation.decode import (
+    Prompts,
+    head,
+    hidden_states,
+    read_prompts,
+    seen_tokens,
+    tokens_in_order,
+)
+from dora_jax.generation.sampling import Filters, Knobs, Written, penalise_repetition, rule_out
 from dora_jax.models.attention import Cache
-from dora_jax.models.build import Decoder
+from dora_jax.models.build import Writer
 
 # What keeps a text from being chosen, as a score; transformers' own, so that ties fall as there.
 _NEVER = -1e9
@@ -50,6 +57,7 @@ class _State(NamedTuple):
         complete: the best complete ones.
         is_open: (B,) whether a row can still become better.
         seen: (B, N, V) tokens of prompt and text, or None where nobody asks.
+        prompt: (B, N, L) tokens of the prompt, padded left with -1, or None where nobody asks.
         cache: (B,) rows, without the latest tokens.
     """
 
@@ -58,6 +66,7 @@ class _State(NamedTuple):
     complete: Texts
     is_open: Array
     seen: Array | None
+    prompt: Array | None
     cache: Cache
 
 
@@ -87,6 +96,8 @@ def _candidates(
     if rules.filters.penalty:  # as there, of log-probabilities
         assert state.seen is not None
         scores_BNV = penalise_repetition(scores_BNV, state.seen, knobs.repetition_penalty)
+    written = Written(state.prompt, state.running.tokens, state.step)
+    scores_BNV = rule_out(scores_BNV, written, rules.filters, knobs)
     B, N, V = logits_BNV.shape
     each = min(count, V)
     values_BNC, ids_BNC = jax.lax.top_k(scores_BNV, each)
@@ -147,7 +158,7 @@ def _grow(
     if seen is not None:
         rows, beams = jnp.ogrid[: len(token_BC), :N]
         seen = _pick(seen, parent_BN).at[rows, beams, running.tokens[:, :, state.step]].set(True)
-    state = _State(length, running, complete, is_open, seen, state.cache)
+    state = _State(length, running, complete, is_open, seen, state.prompt, state.cache)
     return state, parent_BN
 
 
@@ -176,7 +187,7 @@ def _no_texts(rows: int, beams: int, room: int, scores: Array) -> Texts:
 
 @partial(jax.jit, static_argnames=("model", "filters", "early_stopping", "beams", "room"))
 def search(
-    model: Decoder,
+    model: Writer,
     variables: Any,
     prompts: Prompts,
     knobs: Knobs,
@@ -195,7 +206,7 @@ def search(
         prompts: to continue.
         knobs: numbers of the sampling.
         stop_ids: tokens that end a text.
-        filters: steps of the sampling, of which a search has the repetition penalty alone.
+        filters: steps of the sampling, of which a search has those that are not of chance.
         early_stopping: see `Sampling`.
         beams: N.
         room: T, at least `max_new_tokens`.
@@ -207,6 +218,9 @@ def search(
     if filters.penalty:
         seen_BV = seen_tokens(prompts, model.vocabulary)
         seen = jnp.repeat(seen_BV[:, None], beams, axis=1)
+    prompt = None
+    if filters.no_repeat_ngram:
+        prompt = jnp.repeat(tokens_in_order(prompts)[:, None], beams, axis=1)
     # All beams start as one text: only the first may have children.
     starts = jnp.where(jnp.arange(beams) == 0, 0, _NEVER)
     state = _State(
@@ -215,6 +229,7 @@ def search(
         complete=_no_texts(B, beams, room, jnp.full(beams, _NEVER)),
         is_open=prompts.is_asked,
         seen=seen,
+        prompt=prompt,
         cache=cache,
     )
     logits_BNV = jnp.broadcast_to(logits_BV[:, None], (B, beams, logits_BV.shape[-1]))

@@ -1,5 +1,6 @@
 """Sizes rounded up to few, so that a new prompt length or batch seldom needs a new compilation."""
 
+from dora_jax.models.bart_config import BartConfig
 from dora_jax.models.config import LlamaConfig
 
 _LEAST_WIDTH = 32
@@ -38,12 +39,14 @@ def row_count(rows: int, devices: int) -> int:
     return devices * bucket(-(-rows // devices))
 
 
-def cache_slots(config: LlamaConfig, width: int, room: int) -> int:
+def cache_slots(config: LlamaConfig | BartConfig, width: int, room: int) -> int:
     """Return the slots of a cache that goes round, for one text a row.
 
     Where every kind of layer has a window, the slots of tokens that no layer sees any more are
     written over; the prompt must fit at once.
     """
+    if isinstance(config, BartConfig):
+        return width + room
     windows = [kind.window for kind in config.layer_kinds()[0]]
     widest = max((window or width + room for window in windows), default=width + room)
     return min(width + room, max(width, widest))

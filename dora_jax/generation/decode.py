@@ -14,20 +14,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from dora_jax.generation.row_adapters import row_adapters
-from dora_jax.generation.sampling import Filters, Knobs, choose
-from dora_jax.models.attention import PADDING, SHARED, Cache
-from dora_jax.models.build import Decoder
+from dora_jax.generation.sampling import Filters, Knobs, Written, choose
+from dora_jax.models.attention import PADDING, SHARED, Cache, repeat_rows
+from dora_jax.models.build import Writer
+from dora_jax.models.source import Source
 
 
 class Prompts(NamedTuple):
     """Prompts as arrays, padded left.
 
     Attributes:
-        tokens: (B, L).
+        tokens: (B, L) that the texts go on from: of an encoder-decoder the start token.
         lengths: (B,) of the prompts; the last so many tokens of a row are real.
         numbers: (B,) of the prompts among all that were asked for, for their random keys.
         is_asked: (B,), False for rows that only fill the batch.
         images: (B, M, height, width, channels) of each row; None where no row has any.
+        source: what an encoder-decoder's encoder reads; None for other models.
     """
 
     tokens: Any
@@ -35,6 +37,7 @@ class Prompts(NamedTuple):
     numbers: Any
     is_asked: Any
     images: Any = None
+    source: Source | None = None
 
 
 class State(NamedTuple):
@@ -49,6 +52,7 @@ class State(NamedTuple):
         positions: (B,) of the latest token.
         keys: (B,) random keys of the rows.
         seen: (B, V) tokens of prompt and text, or None where nobody asks.
+        prompt: (B, L) tokens of the prompt, padded left with -1, or None where nobody asks.
         cache: without the latest token.
     """
 
@@ -60,20 +64,22 @@ class State(NamedTuple):
     positions: Array
     keys: Array
     seen: Array | None
+    prompt: Array | None
     cache: Cache
 
 
 def hidden_states(
-    model: Decoder,
+    model: Writer,
     variables: Any,
     tokens: Int[Array, "b l"],
     positions: Int[Array, "b l"],
     segments: Int[Array, "b l"] | None,
     cache: Cache | int,
-    images: Float[Array, "b m h w c"] | None = None,
+    **beside: Any,
 ) -> tuple[Float[Array, "b l d"], Cache]:
     """Run the model's trunk, each row by its own adapter if `variables` has such."""
-    seen: dict[str, Any] = {} if images is None else {"images": images}
+    # Of images and source a model has one, or neither.
+    seen = {name: given for name, given in beside.items() if given is not None}
     with row_adapters():
         out: Any = model.apply(
             variables, tokens, positions, segments, cache, **seen, method="hidden_states"
@@ -81,7 +87,7 @@ def hidden_states(
     return out
 
 
-def head(model: Decoder, variables: Any, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+def head(model: Writer, variables: Any, hidden: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
     """Return logits, each row by its own adapter if `variables` has such."""
     with row_adapters():
         logits: Any = model.apply(variables, hidden, method="head")
@@ -89,7 +95,7 @@ def head(model: Decoder, variables: Any, hidden: Float[Array, "*b d"]) -> Float[
 
 
 def read_prompts(
-    model: Decoder, variables: Any, prompts: Prompts, slots: int
+    model: Writer, variables: Any, prompts: Prompts, slots: int
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Return the logits behind each prompt, and the cache with the prompts in it."""
     L = prompts.tokens.shape[1]
@@ -102,7 +108,8 @@ def read_prompts(
         jnp.maximum(places_BL, 0),
         segments_BL,
         slots,
-        prompts.images,
+        images=prompts.images,
+        source=prompts.source,
     )
     return head(model, variables, hidden_BLD[:, -1]), cache
 
@@ -113,6 +120,12 @@ def seen_tokens(prompts: Prompts, vocabulary: int) -> Bool[Array, "b v"]:
     is_real_BL = jnp.arange(L) >= L - prompts.lengths[:, None]
     nothing = jnp.zeros((B, vocabulary), bool)
     return nothing.at[jnp.arange(B)[:, None], prompts.tokens].max(is_real_BL)
+
+
+def tokens_in_order(prompts: Prompts) -> Int[Array, "b l"]:
+    """Return each prompt's tokens, padded left with -1."""
+    L = prompts.tokens.shape[1]
+    return jnp.where(jnp.arange(L) >= L - prompts.lengths[:, None], prompts.tokens, -1)
 
 
 def _row_keys(prompts: Prompts, knobs: Knobs, samples: int) -> Array:
@@ -128,7 +141,8 @@ def _row_keys(prompts: Prompts, knobs: Knobs, samples: int) -> Array:
 def _take(state: State, logits_BV: Array, filters: Filters, knobs: Knobs, stop_ids: Array) -> State:
     """Return the state with the next token in it."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(state.keys, state.step)
-    token, log_prob = choose(logits_BV, state.seen, keys, filters, knobs)
+    written = Written(state.prompt, state.tokens, state.step)
+    token, log_prob = choose(logits_BV, state.seen, written, keys, filters, knobs)
     token = jnp.where(state.stopped, state.last, token)
     log_prob = jnp.where(state.stopped, 0, log_prob)
     seen = state.seen
@@ -147,7 +161,7 @@ def _take(state: State, logits_BV: Array, filters: Filters, knobs: Knobs, stop_i
 
 @partial(jax.jit, static_argnames=("model", "filters", "slots", "room", "samples"))
 def prefill(
-    model: Decoder,
+    model: Writer,
     variables: Any,
     prompts: Prompts,
     knobs: Knobs,
@@ -173,16 +187,13 @@ def prefill(
     """
     logits_BV, cache = read_prompts(model, variables, prompts, slots)
     seen = seen_tokens(prompts, model.vocabulary) if filters.penalty else None
+    prompt = tokens_in_order(prompts) if filters.no_repeat_ngram else None
     last, lengths, is_asked = prompts.tokens[:, -1], prompts.lengths, prompts.is_asked
     if samples > 1:  # the prompt is read once for all of its texts
-        cache = Cache(
-            jnp.repeat(cache.key, samples, axis=1),
-            jnp.repeat(cache.value, samples, axis=1),
-            jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), cache.places),
-            cache.length,
-        )
-        logits_BV, seen, last, lengths, is_asked = jax.tree.map(
-            lambda x: jnp.repeat(x, samples, axis=0), (logits_BV, seen, last, lengths, is_asked)
+        cache = repeat_rows(cache, samples)
+        logits_BV, seen, prompt, last, lengths, is_asked = jax.tree.map(
+            lambda x: jnp.repeat(x, samples, axis=0),
+            (logits_BV, seen, prompt, last, lengths, is_asked),
         )
     state = State(
         step=jnp.int32(0),
@@ -193,6 +204,7 @@ def prefill(
         positions=lengths - 1,
         keys=_row_keys(prompts, knobs, samples),
         seen=seen,
+        prompt=prompt,
         cache=cache,
     )
     return _take(state, logits_BV, filters, knobs, stop_ids)
@@ -200,7 +212,7 @@ def prefill(
 
 @partial(jax.jit, static_argnames=("model", "filters"), donate_argnames=("state",))
 def advance(
-    model: Decoder,
+    model: Writer,
     variables: Any,
     state: State,
     knobs: Knobs,

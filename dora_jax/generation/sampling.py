@@ -1,7 +1,7 @@
 """How the next token is chosen: the request, and pure functions of logits that carry it out.
 
-Order and meaning of the filters are those of `transformers`: repetition penalty, temperature,
-top-k, top-p, min-p. Letters: B rows, V vocabulary.
+Order and meaning of the filters are those of `transformers`: repetition penalty, repeated n-grams,
+forced tokens, temperature, top-k, top-p, min-p. Letters: B rows, V vocabulary.
 """
 
 import math
@@ -15,6 +15,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from dora_jax.errors import DoraError
+
+_NONE = -1  # of places where no token stands
 
 
 def _whole(value: object) -> bool:
@@ -39,6 +41,10 @@ class Sampling:
         min_p: sample from the tokens at least p times as likely as the likeliest.
         repetition_penalty: logits of tokens in the prompt and the text so far are divided by it
             where positive, multiplied where negative; padding does not count.
+        no_repeat_ngram_size: over 0: no so many tokens in a row are written that stand in prompt
+            and text already; of an encoder-decoder in its text.
+        forced_bos_token_id: the first new token, whatever the model says.
+        forced_eos_token_id: the last of `max_new_tokens`, for texts that have not ended before.
         num_beams: over 1: beam search, which keeps that many texts of each prompt.
         length_penalty: beams are ranked by log-probability / length ** length_penalty.
         early_stopping: when a prompt's beam search ends: `True` as soon as `num_beams` texts have
@@ -57,6 +63,9 @@ class Sampling:
     top_p: float | None = None
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
@@ -78,6 +87,9 @@ class Sampling:
         )
         need("min_p", lambda p: p is None or (_real(p) and 0 <= p <= 1), "from 0 to 1, or None")
         need("repetition_penalty", lambda x: _real(x) and x > 0, "over 0, and finite")
+        need("no_repeat_ngram_size", lambda n: _whole(n) and n >= 0, "a whole number, 0 for none")
+        for field in ("forced_bos_token_id", "forced_eos_token_id"):
+            need(field, lambda i: i is None or (_whole(i) and i >= 0), "a token's id, or None")
         need("length_penalty", _real, "a finite number")
         need(
             "early_stopping",
@@ -106,6 +118,9 @@ class Sampling:
         return Filters(
             greedy=not samples,
             penalty=self.repetition_penalty != 1,
+            no_repeat_ngram=self.no_repeat_ngram_size,
+            forced_bos=self.forced_bos_token_id is not None,
+            forced_eos=self.forced_eos_token_id is not None,
             top_k=samples and self.top_k is not None,
             top_p=samples and self.top_p is not None and self.top_p < 1,
             min_p=samples and bool(self.min_p),
@@ -126,6 +141,8 @@ class Sampling:
             min_p=number(self.min_p),
             repetition_penalty=number(self.repetition_penalty),
             length_penalty=number(self.length_penalty),
+            forced_bos=np.int32(self.forced_bos_token_id or 0),
+            forced_eos=np.int32(self.forced_eos_token_id or 0),
         )
 
 
@@ -134,6 +151,9 @@ class Filters(NamedTuple):
 
     greedy: bool
     penalty: bool
+    no_repeat_ngram: int
+    forced_bos: bool
+    forced_eos: bool
     top_k: bool
     top_p: bool
     min_p: bool
@@ -150,6 +170,22 @@ class Knobs(NamedTuple):
     min_p: Any
     repetition_penalty: Any
     length_penalty: Any
+    forced_bos: Any
+    forced_eos: Any
+
+
+class Written(NamedTuple):
+    """What stands before the next token, where the filters ask for it.
+
+    Attributes:
+        prompt: (*B, L) tokens, padded left with -1; None where nobody asks.
+        tokens: (*B, T) the text's.
+        step: () how many of these there are.
+    """
+
+    prompt: Array | None
+    tokens: Array
+    step: Array
 
 
 def penalise_repetition(
@@ -157,6 +193,45 @@ def penalise_repetition(
 ) -> Float[Array, "*b v"]:
     """Return logits with those of seen tokens made less likely (Keskar et al. 2019, 4.1)."""
     return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def ban_repeated_ngrams(
+    logits: Float[Array, "*b v"], written: Written, size: int
+) -> Float[Array, "*b v"]:
+    """Return logits, -inf for tokens that would make `size` tokens in a row stand there again."""
+    assert written.prompt is not None
+    text = jnp.where(jnp.arange(written.tokens.shape[-1]) < written.step, written.tokens, _NONE)
+    before = jnp.concatenate([written.prompt, text], axis=-1)
+    places = before.shape[-1] - size + 1
+    if places < 1:
+        return logits
+    # Of fewer tokens than that the last ones are followed by none.
+    start = jnp.maximum(written.prompt.shape[-1] + written.step - (size - 1), 0)
+    last = jax.lax.dynamic_slice_in_dim(before, start, size - 1, axis=-1)
+    following = before[..., size - 1 : size - 1 + places]
+    again = following != _NONE
+    for offset in range(size - 1):
+        own = last[..., offset, None]
+        again &= (before[..., offset : offset + places] == own) & (own != _NONE)
+    banned = jnp.zeros(logits.shape, bool)
+    rows = jnp.ix_(*map(jnp.arange, logits.shape[:-1]), jnp.zeros(1, jnp.int32))[:-1]
+    return jnp.where(banned.at[(*rows, following)].max(again), -jnp.inf, logits)
+
+
+def rule_out(
+    logits: Float[Array, "*b v"], written: Written, filters: Filters, knobs: Knobs
+) -> Float[Array, "*b v"]:
+    """Return logits, -inf for tokens that may not be next; a forced token's is 0."""
+    if filters.no_repeat_ngram:
+        logits = ban_repeated_ngrams(logits, written, filters.no_repeat_ngram)
+    for is_on, token, step in (
+        (filters.forced_bos, knobs.forced_bos, 0),
+        (filters.forced_eos, knobs.forced_eos, knobs.max_new_tokens - 1),
+    ):
+        if is_on:
+            alone = jnp.where(jnp.arange(logits.shape[-1]) == token, 0, -jnp.inf)
+            logits = jnp.where(written.step == step, alone, logits)
+    return logits
 
 
 def _ordered(x: Float[Array, "*b v"]) -> Int[Array, "*b v"]:
@@ -224,6 +299,7 @@ def warp(logits: Float[Array, "*b v"], filters: Filters, knobs: Knobs) -> Float[
 def choose(
     logits: Float[Array, "b v"],
     seen: Bool[Array, "b v"] | None,
+    written: Written,
     keys: Key[Array, " b"],
     filters: Filters,
     knobs: Knobs,
@@ -233,6 +309,7 @@ def choose(
     Args:
         logits: of the model, float32.
         seen: the tokens of prompt and text so far; needed for the penalty alone.
+        written: the same in order; its prompt is needed for repeated n-grams alone.
         keys: a random key for each row.
         filters: the steps.
         knobs: their numbers.
@@ -241,6 +318,7 @@ def choose(
     if filters.penalty:
         assert seen is not None
         scores = penalise_repetition(logits, seen, knobs.repetition_penalty)
+    scores = rule_out(scores, written, filters, knobs)
     if not filters.greedy:
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)
         scores = warp(scores, filters, knobs) + noise

@@ -10,6 +10,7 @@ class TextTokenizer(Protocol):
     """What generation needs of a tokenizer; `dora_jax.data.tokenizer.Tokenizer` has it."""
 
     start_ids: list[int]
+    final_ids: list[int]
 
     @property
     def end_ids(self) -> tuple[int, ...]:

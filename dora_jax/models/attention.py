@@ -33,6 +33,20 @@ class Places(NamedTuple):
     segments: Array
 
 
+class Encoded(NamedTuple):
+    """Keys and values of what an encoder read, computed once: nothing is written to them.
+
+    Attributes:
+        key: (N, B, K, S, F) of each of the decoder's layers.
+        value: (N, B, K, S, F).
+        is_real: (B, S) False for padding.
+    """
+
+    key: Array
+    value: Array
+    is_real: Array
+
+
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far.
 
@@ -42,12 +56,14 @@ class Cache(NamedTuple):
         places: (B, S) of the tokens in the slots.
         length: number of tokens written so far, the same for all rows (shorter prompts are padded
             left); the next goes to slot length % S, over the oldest when all are full.
+        encoded: of an encoder-decoder, what its encoder read.
     """
 
     key: Array
     value: Array
     places: Places
     length: Array
+    encoded: Encoded | None = None
 
     @property
     def slots(self) -> int:
@@ -64,6 +80,20 @@ def empty_cache(
         jnp.zeros((batch, slots), jnp.int32), jnp.full((batch, slots), _EMPTY, jnp.int32)
     )
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), places, jnp.int32(0))
+
+
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """Return the cache with each row so many times, side by side."""
+
+    def repeat(key: Array, value: Array, by_row: Any) -> tuple[Array, Array, Any]:
+        return (
+            jnp.repeat(key, times, axis=1),
+            jnp.repeat(value, times, axis=1),
+            jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), by_row),
+        )
+
+    encoded = None if cache.encoded is None else Encoded(*repeat(*cache.encoded))
+    return Cache(*repeat(cache.key, cache.value, cache.places), cache.length, encoded)
 
 
 def write_places(cache: Cache, new: Places) -> Cache:

@@ -5,6 +5,7 @@ from typing import Any
 
 from dora_jax.mesh import ShardingRules
 from dora_jax.models import llama, llava
+from dora_jax.models.bart import Bart
 from dora_jax.models.config import LlamaConfig
 from dora_jax.models.llama import Llama
 from dora_jax.models.llava import Llava, LlavaConfig
@@ -12,6 +13,7 @@ from dora_jax.spec import AdapterRules
 
 Decoder = Llama | Llava
 DecoderConfig = LlamaConfig | LlavaConfig
+Writer = Decoder | Bart  # whatever generates texts
 # Of whatever model it is: its parts' paths differ.
 SHARDING: ShardingRules = (*llava.SHARDING, *llama.SHARDING)
 

@@ -12,7 +12,7 @@ F head size, V vocabulary, N layers.
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from dora_jax.decomposition import LOW_RANK, PRODUCT
+from dora_jax.decomposition import PRODUCT
 from dora_jax.layers import NORMS, Dense, Embed
 from dora_jax.mesh import ROWS, ShardingRules, constrain
 from dora_jax.models.attention import (
@@ -37,19 +37,9 @@ from dora_jax.models.attention import (
     write_slots,
 )
 from dora_jax.models.config import LlamaConfig
+from dora_jax.models.remat import Remat, rematerialised
 from dora_jax.models.rotary import rotate, rotations
 from dora_jax.spec import AdapterRules, nearest
-
-Remat = Literal["none", "dots", "full"]
-
-_REMAT_POLICIES = {
-    # Keep the results of products with a weight and of attention, recompute the cheap rest.
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(PRODUCT, LOW_RANK),
-    ),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 # Columns of what comes in, rows of what goes out: one sum over `tensor` for attention and for MLP.
 SHARDING: ShardingRules = (
@@ -271,16 +261,13 @@ class Llama(nn.Module):
         dense = {"adapter": self.adapters, **dtypes}
         norm = {"epsilon": c.rms_norm_eps, "unit_offset": c.unit_offset, **dtypes}
         self.embed_tokens = Embed(c.vocab_size, c.hidden_size, adapter=self.adapters, **dtypes)
-        block = Block
-        for name, choices in (("remat", Remat), ("attention", AttentionKernel)):
-            given, allowed = getattr(self, name), get_args(choices)
-            if given not in allowed:
-                raise ValueError(
-                    f"Llama.{name} must be one of {', '.join(map(repr, allowed))}; got "
-                    f"{given!r}{nearest(given, allowed)}"
-                )
-        if self.remat != "none":
-            block = nn.remat(Block, policy=_REMAT_POLICIES[self.remat], prevent_cse=False)
+        block = rematerialised(Block, self.remat, "Llama")
+        allowed = get_args(AttentionKernel)
+        if self.attention not in allowed:
+            raise ValueError(
+                f"Llama.attention must be one of {', '.join(map(repr, allowed))}; got "
+                f"{self.attention!r}{nearest(self.attention, allowed)}"
+            )
         kinds, indices = c.layer_kinds()
         scanned = nn.scan(
             block,

@@ -20,7 +20,8 @@ from dora_jax.mesh import ShardingRules
 from dora_jax.models import llama, vit
 from dora_jax.models.attention import AttentionKernel, Cache
 from dora_jax.models.config import LlamaConfig
-from dora_jax.models.llama import Llama, Remat
+from dora_jax.models.llama import Llama
+from dora_jax.models.remat import Remat
 from dora_jax.models.vision_config import VisionConfig
 from dora_jax.models.vit import VisionTower
 from dora_jax.spec import AdapterRules

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from dora_jax.data.examples import BadImages, Form, Images, Packing, TooLong, TrainOn
 from dora_jax.errors import DoraError
-from dora_jax.models.llama import AttentionKernel, Remat
+from dora_jax.models.attention import AttentionKernel
+from dora_jax.models.remat import Remat
 from dora_jax.spec import (
     GRANULAR_PRESET,
     PRESETS,

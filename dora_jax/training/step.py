@@ -18,6 +18,7 @@ import optax
 from dora_jax.adapters import column_norms
 from dora_jax.layers import NORMS
 from dora_jax.mesh import ROWS, constrain
+from dora_jax.models.source import Source
 from dora_jax.partition import Params, combine
 from dora_jax.spec import AdapterRules
 from dora_jax.training.loss import cross_entropy_sum, label_chunks
@@ -56,6 +57,8 @@ class Batch(NamedTuple):
         segments: (B, L) which packed sequence, from 1; -1 is padding. None likewise.
         images: (B, M, height, width, channels) of each row, in the order of their tokens; filled
             up with zeros. None where no row has any.
+        source: what the texts are written to, by a model that has an encoder: `tokens` are then its
+            decoder's, from its start token on. None for other models.
     """
 
     tokens: jax.Array
@@ -65,6 +68,7 @@ class Batch(NamedTuple):
     positions: jax.Array | None = None
     segments: jax.Array | None = None
     images: jax.Array | None = None
+    source: Source | None = None
 
 
 class StepMetrics(NamedTuple):
@@ -116,8 +120,8 @@ def labelled_loss(
     Args:
         model: with methods `hidden_states(tokens)` and `head(hidden)`, the paths of the modules
             that the head uses as `head_modules`, and `vocabulary`; such as `Llama`. Packed rows
-            call `hidden_states(tokens, positions, segments)`, and rows with images give it
-            `images`.
+            call `hidden_states(tokens, positions, segments)`; rows with images give it `images`,
+            those with a source `source`.
         trainable: see `partition`; alone differentiable.
         frozen: see `partition`.
         batch: the rows.
@@ -136,9 +140,10 @@ def labelled_loss(
         return {"dropout": key, "neftune": jax.random.fold_in(key, 0)}
 
     params = combine(trainable, frozen)
-    # A model of plain rows of text alone needs no arguments for packing and images.
+    # A model of plain rows of text alone needs no arguments for more.
     packing = () if batch.segments is None else (batch.positions, batch.segments)
-    seen = {} if batch.images is None else {"images": batch.images}
+    beside = {"images": batch.images, "source": batch.source}
+    seen = {name: given for name, given in beside.items() if given is not None}
     hidden, _ = model.apply(
         variables(params, norms),
         batch.tokens,

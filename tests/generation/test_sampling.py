@@ -86,7 +86,9 @@ def test_samples_follow_the_filtered_distribution():
     draws = 20_000
     logits = jnp.broadcast_to(LOGITS[0], (draws, 97))
     keys = jax.random.split(jax.random.key(0), draws)
-    tokens, log_probs = sampling.choose(logits, None, keys, asked.filters(), asked.knobs())
+    nothing = sampling.Written(None, jnp.zeros((draws, 1), jnp.int32), jnp.int32(0))
+    knobs = asked.knobs()
+    tokens, log_probs = sampling.choose(logits, None, nothing, keys, asked.filters(), knobs)
     seen = np.bincount(tokens, minlength=97) / draws
     expected = softmax(reference_top_p(reference_top_k(LOGITS[0] / 2, 9), 0.95))
     assert np.abs(seen - expected).max() < 0.015
@@ -95,9 +97,9 @@ def test_samples_follow_the_filtered_distribution():
 
 
 def test_filters_are_off_where_they_would_do_nothing():
-    assert Sampling(top_k=3, top_p=0.5, min_p=0.1).filters() == (True, False, False, False, False)
+    assert Sampling(top_k=3, top_p=0.5, min_p=0.1).filters() == (True, *[False] * 7)
     idle = Sampling(temperature=1.0, top_p=1.0, min_p=0.0)
-    assert idle.filters() == (False, False, False, False, False)
+    assert not any(idle.filters())
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,9 @@ def test_filters_are_off_where_they_would_do_nothing():
         ({"length_penalty": float("inf")}, "length_penalty"),
         ({"num_beams": 0}, "num_beams"),
         ({"num_samples": True}, "num_samples"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be a whole number, 0 for none"),
+        ({"forced_bos_token_id": -3}, "forced_bos_token_id must be a token's id, or None; got -3"),
+        ({"forced_eos_token_id": 1.5}, "forced_eos_token_id must be a token's id"),
         ({"seed": -1}, "seed must be at least 0"),
         ({"early_stopping": "always"}, "early_stopping must be True, False, 'never'"),
         ({"num_beams": 2, "temperature": 1.0}, "num_beams 2 searches and temperature 1.0 samples"),
