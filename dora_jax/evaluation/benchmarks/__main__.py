@@ -35,6 +35,8 @@ _Answers = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class _Benchmark(ABC):
+    """How a benchmark is read and scored; its fields are the options of its command."""
+
     answers: Path | None = None
     """Score these: JSON lines of question_id and text, or what dora-jax generate writes."""
     prompts: Path | None = None
@@ -68,6 +70,8 @@ class _Benchmark(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class _Submitted(_Benchmark):
+    """A benchmark whose answers a server keeps: how they are submitted, too."""
+
     submission: Path | None = None
     """With --answers: write this file for the server instead of scoring."""
 
@@ -200,7 +204,7 @@ class _MMBench(_Submitted):
     """MMBench: accuracy where every rotation is right, by category; question_id is the index."""
 
     table: Path
-    """mmbench_dev_*.tsv. With --prompts its images go to a folder beside them."""
+    """mmbench_dev_*.tsv; with --prompts, its images go to a folder beside these."""
 
     score = staticmethod(mmbench.score)
 

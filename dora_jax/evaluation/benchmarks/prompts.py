@@ -18,8 +18,8 @@ def write_prompts(questions: Sequence[Question], path: Path) -> dict[str, Any]:
     """Write a JSON line for each question: `question_id`, `prompt`, and `image` where it has one.
 
     An image is named from the folder of the rows, where `dora-jax generate` looks for it. One that
-    is bytes is written to a folder beside the rows, `pope_images` beside `pope.jsonl`, once for
-    all questions about it, and kept where it is there already.
+    is bytes is written to a folder beside the rows, `mmbench_images` beside `mmbench.jsonl`, once
+    for all questions about it, and kept where it is there already.
 
     Args:
         questions: as a benchmark's `read` returns them.
