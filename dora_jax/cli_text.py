@@ -32,7 +32,8 @@ class GenerateArgs:
     model: str | None = None
     """The base model; by default the adapter's own, or else smollm2-135m-instruct."""
     template: str | None = None
-    """plain, chat or alpaca; by default the adapter's own, or chat for a base model."""
+    """plain, chat, alpaca, vicuna and more (docs/data.md); by default the adapter's own, or chat
+    for a base model."""
     max_new_tokens: int = 64
     """Tokens to generate, at most."""
     temperature: float = 0.0
@@ -72,7 +73,8 @@ class ChatArgs:
     system: str | None = None
     """A message that tells the model how to behave."""
     template: str | None = None
-    """plain, chat or alpaca; by default the adapter's own, or chat for a base model."""
+    """plain, chat, alpaca, vicuna and more (docs/data.md); by default the adapter's own, or chat
+    for a base model."""
     max_new_tokens: int = 512
     """Tokens of an answer, at most."""
     temperature: float = 0.7
