@@ -1,8 +1,10 @@
 import gzip
 import json
+import tracemalloc
 
 import pytest
 
+from dora_jax.data import jsonl
 from dora_jax.data.examples import Example
 from dora_jax.data.sources import read_source
 from dora_jax.errors import DoraError
@@ -108,3 +110,53 @@ def test_bad_files(tmp_path):
         DoraError, match=r"b\.jsonl, line 2, byte 3: is not UTF-8 .*save the file as"
     ):
         read_jsonl(tmp_path / "b.jsonl")
+
+
+@pytest.mark.parametrize("piece", [1, 7, 1 << 20])
+@pytest.mark.parametrize("indent", [None, 1])
+def test_an_array_is_read_a_piece_at_a_time(tmp_path, monkeypatch, piece, indent):
+    """Whatever the pieces; characters of several bytes, and strings with brackets, across them."""
+    monkeypatch.setattr(jsonl, "_PIECE", piece)
+    rows = [GOOD | {"input": 'é☃ ]},{[ \\" ', "n": -1.5e3}, {"a": [1, [2], {}]}, 12, "x", None]
+    path = tmp_path / "a.json"
+    path.write_text(f" \n{json.dumps(rows, indent=indent, ensure_ascii=False)}\n", "utf-8")
+    found = list(jsonl.json_rows(path))
+    assert found == [(f"{path}, row {n}", row) for n, row in enumerate(rows, 1)]
+    path.write_text("[ ]")
+    assert list(jsonl.json_rows(path)) == []
+
+
+def test_of_an_array_a_piece_is_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(jsonl, "_PIECE", 1 << 10)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([GOOD] * 40_000))
+    rows = jsonl.json_rows(path)
+    next(rows)
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in rows) == 39_999
+        assert tracemalloc.get_traced_memory()[1] < 100_000  # of 2 MB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ('[{"a": 1},\n {"a": }]', "line 2, column 8", "Expecting value"),
+        ('[{"a": 1}\n\n {"a": 2}]', "line 3, column 2", "Expecting ','"),
+        ('[{"a": 1},', "line 1, column 11", "Expecting value"),
+        ('[{"a": 1}', "line 1, column 2", "the file ends within the array"),
+        ('[{"a": 1', "line 1, column 9", "Expecting ',' delimiter"),
+        ("[12", "line 1, column 2", "the file ends within the array"),
+        ("[1] 2", "line 1, column 5", "Extra data"),
+        ("[" * 2000, "line 1, column", "it is nested too deeply"),
+    ],
+)
+@pytest.mark.parametrize("piece", [1 << 4, 1 << 20])
+def test_where_an_array_is_broken_is_said(tmp_path, monkeypatch, text, place, problem, piece):
+    monkeypatch.setattr(jsonl, "_PIECE", piece)
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(DoraError, match=rf"a\.json, {place}.*: is not JSON \({problem}"):
+        list(jsonl.json_rows(path))
