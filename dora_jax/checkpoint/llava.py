@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dora_jax.checkpoint import hf_config
 from dora_jax.checkpoint.assemble import Shardings
 from dora_jax.checkpoint.folder import (
@@ -18,7 +20,7 @@ from dora_jax.checkpoint.folder import (
     read_weights,
 )
 from dora_jax.checkpoint.hf import check_tied_head, is_unused, write_generation_config
-from dora_jax.checkpoint.llava_names import ORIGINAL, folder_spelling, llava_tensors
+from dora_jax.checkpoint.llava_names import ORIGINAL, SPELLINGS, folder_spelling, llava_tensors
 from dora_jax.checkpoint.names import parse_dtype
 from dora_jax.checkpoint.safetensors_file import SafetensorsFile, refuse_pickle
 from dora_jax.checkpoint.vision import (
@@ -44,6 +46,7 @@ _TEXT_DEFAULTS = {
     "num_attention_heads": 32,
     "rms_norm_eps": 1e-6,
 }
+_PROJECTOR = "multi_modal_projector"
 _SELECTIONS = {"default": False, "full": True}
 
 
@@ -151,31 +154,32 @@ def read_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
     return ImageProcessor(size=vision.image_size, crop=(vision.image_size, vision.image_size))
 
 
-def read_projector(path: str | Path, config: LlavaConfig, dtype: Any = "float32") -> dict[str, Any]:
-    """Read a projector that the authors' first stage trained: `mm_projector.safetensors`.
+def read_projector(path: str | Path, config: LlavaConfig) -> dict[str, Any]:
+    """Read a projector alone, such as LLaVA's first stage of training gives.
 
     Args:
-        path: the file.
-        config: of the model that it belongs to.
-        dtype: of the arrays returned: float32, bfloat16 or float16.
+        path: safetensors, spelt in any way: the authors' is `model.mm_projector.0.weight`.
+        config: of the model that it is for.
 
     Returns:
-        The parameters of `multi_modal_projector`, numpy arrays.
+        The parameters of `multi_modal_projector`, float32 numpy arrays.
 
     Raises:
         DoraError: when the file is missing, damaged or pickled, or its tensors do not fit.
     """
     path = Path(path)
-    file = path.with_suffix(".safetensors")
-    refuse_pickle(file)
-    if not file.is_file():
-        raise DoraError(f"{file}: no such file")
-    files = dict.fromkeys((opened := SafetensorsFile(file)).tensors, opened)
-    module = "multi_modal_projector"
-    table = [t for t in llava_tensors(config, ORIGINAL) if t.path.startswith(module)]
-    check_tensors(file, files, table)
-    projector: dict[str, Any] = read_weights(file, files, table, parse_dtype(dtype))[module]
-    return projector
+    refuse_pickle(path)
+    if not path.is_file():
+        raise DoraError(f"{path}: no such file")
+    file = SafetensorsFile(path)
+    spelling = next(
+        (s for s in SPELLINGS if any(n.startswith(s.projector) for n in file.tensors)), ORIGINAL
+    )
+    table = [t for t in llava_tensors(config, spelling) if t.path.startswith(f"{_PROJECTOR}/")]
+    files = dict.fromkeys(file.tensors, file)
+    check_tensors(path, files, table)
+    found: dict[str, Any] = read_weights(path, files, table, np.dtype("float32"))[_PROJECTOR]
+    return found
 
 
 def write_llava_folder(

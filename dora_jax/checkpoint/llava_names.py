@@ -3,8 +3,8 @@
 - `SAVED`, as `LlavaForConditionalGeneration` is written: `vision_tower`, `multi_modal_projector`,
   `language_model.model`, `language_model.lm_head`;
 - `LIVE`, as its modules are called and PEFT's adapters have them: `model.vision_tower`,
-  `model.multi_modal_projector`, `model.language_model`, `lm_head` (older ones
-  called them as they are saved);
+  `model.multi_modal_projector`, `model.language_model`, `lm_head` (in older versions they are
+  called as they are saved);
 - `ORIGINAL`, in the authors' own code: `model.mm_projector`, and the language model as if it were
   alone.
 

@@ -82,18 +82,18 @@ class SafetensorsFile:
 
 
 def refuse_pickle(path: Path) -> None:
-    """Check that a safetensors file is not there as torch's pickle alone.
+    """Check that a file is no pickle of torch's, and not missing where there is one in its place.
 
     Raises:
-        DoraError: when there is a `.bin` in its place; says how to convert it.
+        DoraError: when it is (`.bin`); says how to convert it.
     """
-    pickled = path.with_suffix(".bin")
-    if not path.is_file() and pickled.is_file():
+    pickled, wanted = path.with_suffix(".bin"), path.with_suffix(".safetensors")
+    if path == pickled or (pickled.is_file() and not path.is_file()):
         raise DoraError(
-            f"{pickled}: is pickled, and unpickling may run code. Convert it once, where torch is: "
+            f"{pickled}: is pickled, and unpickling may run code; convert it once, where torch is: "
             'python -c "import torch, safetensors.torch as s; '
             f"s.save_file(torch.load('{pickled}', map_location='cpu', weights_only=True), "
-            f"'{path}')\""
+            f"'{wanted}')\""
         )
 
 

@@ -215,25 +215,31 @@ def test_what_the_authors_trained_beside_is_what_is_in_the_file(tmp_path, llava)
         load_peft(folder, *llava)
 
 
-def test_a_projector_of_the_first_stage_is_read(tmp_path, llava):
-    tensors = {
-        "model.mm_projector.0.weight": weight("0", (32, 24)),
-        "model.mm_projector.0.bias": weight("0b", (32,)),
-        "model.mm_projector.2.weight": weight("2", (32, 32)),
-        "model.mm_projector.2.bias": weight("2b", (32,)),
-    }
+PROJECTOR = {
+    "linear_1/kernel": ("0.weight", (32, 24)),
+    "linear_1/bias": ("0.bias", (32,)),
+    "linear_2/kernel": ("2.weight", (32, 32)),
+    "linear_2/bias": ("2.bias", (32,)),
+}
+
+
+@pytest.mark.parametrize("spelling", ["the authors'", "as saved"])
+def test_a_projector_of_the_first_stage_is_read(tmp_path, llava, spelling):
     path = tmp_path / "mm_projector.safetensors"
-    safetensors.numpy.save_file({k: v.astype("f2") for k, v in tensors.items()}, path)
-    found = read_projector(path, llava[0])
-    assert found.keys() == {"linear_1", "linear_2"}
-    for ours, theirs in (("linear_1", "0"), ("linear_2", "2")):
-        kernel, bias = (
-            tensors[f"model.mm_projector.{theirs}.{leaf}"].astype("f2").astype("f4")
-            for leaf in ("weight", "bias")
-        )
-        np.testing.assert_array_equal(found[ours]["kernel"], kernel.T)
-        np.testing.assert_array_equal(found[ours]["bias"], bias)
-        assert found[ours]["kernel"].dtype == np.float32
+    tensors, expected = {}, {}
+    for ours, (theirs, shape) in PROJECTOR.items():
+        name = f"model.mm_projector.{theirs}"
+        if spelling == "as saved":
+            theirs = theirs.replace("0.", "linear_1.").replace("2.", "linear_2.")
+            name = f"multi_modal_projector.{theirs}"
+        tensors[name] = weight(name, shape).astype("f2")
+        expected[ours] = tensors[name].astype("f4").T
+    safetensors.numpy.save_file(tensors, path)
+    found = flatten(read_projector(path, llava[0]))
+    assert found.keys() == expected.keys()
+    for ours, array in expected.items():
+        assert found[ours].dtype == np.float32
+        np.testing.assert_array_equal(found[ours], array)
 
 
 PROCESSOR = ImageProcessor(size=14, crop=(14, 14), pad=True)
@@ -363,7 +369,10 @@ def test_pickles_of_the_authors_are_refused_with_advice(tmp_path, llava):
     folder, _ = original(tmp_path)
     (folder / BESIDE).rename(folder / "non_lora_trainables.bin")
     message = refusal(folder, llava)
-    assert "non_lora_trainables.bin: is pickled, and unpickling may run code" in message
+    assert (
+        "non_lora_trainables.bin: is pickled, and unpickling may run code; convert it once"
+        in message
+    )
     assert "weights_only=True" in message
     (tmp_path / "mm_projector.bin").write_bytes(b"")
     for name in ("mm_projector.bin", "mm_projector.safetensors"):
