@@ -225,3 +225,22 @@ def test_what_cannot_be_computed_is_refused(read):
 def test_sizes_that_cannot_be_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         BartConfig(**changes)
+
+
+@pytest.mark.parametrize("path", ["encoder/layers/fc1", "decoder/layers/encoder_attn/v_proj"])
+def test_adapters_drop_their_inputs_in_training(read, path):
+    folder = read("bart")
+    rules = AdapterRules([(path, AdapterSpec("lora", rank=2, dropout=0.5))])
+    model = Bart(folder.config, rules)
+    fresh = init_adapters(folder.params, param_shapes(model), rules, jax.random.key(1))
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x + 0.3 if path[-1].key == "lora_b" else x, fresh
+    )
+    run = jax.jit(lambda **rngs: model.apply({"params": params}, TOKENS, source=source(), **rngs))
+    plain, again, first, second = (
+        run(**({} if key is None else {"rngs": {"dropout": jax.random.key(key)}}))
+        for key in (None, None, 0, 1)
+    )
+    np.testing.assert_array_equal(plain, again)
+    assert jnp.abs(first - plain).max() > 1e-3
+    assert jnp.abs(first - second).max() > 1e-3
