@@ -64,10 +64,14 @@ def with_images(images=IMAGES, model=None):
     return source()._replace(visual=stack_features(images, config))
 
 
-def logits(given, model=None, params=None):
-    own = loaded()
-    model, params = model or own[0], params or own[1]
-    return np.asarray(jax.jit(model.apply)({"params": params}, TOKENS, source=given))
+@functools.lru_cache
+def program(model):
+    return jax.jit(model.apply)
+
+
+def logits(given):
+    model, params, _ = loaded()
+    return np.asarray(program(model)({"params": params}, TOKENS, source=given))
 
 
 def reference_norm(x, module):
@@ -190,7 +194,7 @@ def test_logits_are_those_of_transformers_for_the_same_encoder_input():
 
 def test_rows_without_images_are_bart_s():
     _, _, bart = loaded()
-    plain = Bart(bart.config).apply({"params": bart.params}, TOKENS, source=source())
+    plain = program(Bart(bart.config))({"params": bart.params}, TOKENS, source=source())
     alone, beside = logits(source()), logits(with_images())
     size = bart.config.vocab_size
     np.testing.assert_allclose(alone[..., :size], plain, atol=1e-4)
@@ -218,10 +222,10 @@ def test_texts_about_images_are_the_likeliest_tokens():
     blind = generate(model, params, PROMPTS, sampling, stop_ids=())
     given = with_images()
     rows = [[model.config.decoder_start_token_id] for _ in PROMPTS]
-    run = jax.jit(model.apply)
+    width = TOKENS.shape[1]  # that of the program's other texts
     for length in range(1, 7):
-        tokens = np.array([row + [0] * (7 - length) for row in rows])
-        last = np.array(run({"params": params}, tokens, source=given))[:, length - 1]
+        tokens = np.array([row + [0] * (width - length) for row in rows])
+        last = np.array(program(model)({"params": params}, tokens, source=given))[:, length - 1]
         for row, own in zip(rows, last, strict=True):
             own[row] = -np.inf
             row.append(int(own.argmax()))
@@ -321,7 +325,7 @@ def test_features_that_do_not_fit_are_refused():
     model, params, _ = loaded()
     features, boxes = image()
 
-    def ask(images, model=model):
+    def ask(images):
         generate(model, params, PROMPTS[:2], Sampling(1), images=[[], images])
 
     with pytest.raises(DoraError, match="prompt 2 has 3 images; the model takes 2"):
