@@ -173,7 +173,8 @@ def load_answerer(
         model: the base model, by name or loaded; None takes the adapter's own, or else
             `DEFAULT_MODEL`.
         adapter: an adapter's folder, or the part of a run that holds one; merged.
-        template: prompt template; the adapter's own by default, `chat` for a base model.
+        template: prompt template; by default the adapter's own, of a base model its chat template,
+            or LLaVA-1.5's where a model that sees has none.
 
     Raises:
         DoraError: for an unknown template, anything that cannot be loaded, or a model without a
@@ -186,7 +187,8 @@ def load_answerer(
     loaded = load_model(model, adapter)
     tokenizer = loaded.pretrained.tokenizer
     trained_with = None if loaded.info is None else loaded.info.prompt
-    shape = get_template(template or trained_with or "chat")
+    usual = loaded.pretrained.usual_template
+    shape = get_template(template or trained_with or usual or "chat")
     if shape.is_chat:
         tokenizer.require_chat_template()
     base = loaded.original

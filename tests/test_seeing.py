@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -330,6 +331,27 @@ def test_a_conversation_shows_a_picture_with_the_next_message(folder):
     )
     blind.feed(f"/image {folder / 'pictures' / '1.png'}")
     assert "reads text alone; name a model that sees with --model" in told[-1]
+
+
+def test_a_llava_without_a_chat_template_is_asked_as_llava_was(folder, tmp_path):
+    shutil.copytree(folder / "llava", tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps(config))
+    ready = load_answerer(str(tmp_path / "old"))
+    assert ready.template.name == "vicuna"
+    said_ = [
+        {"role": "user", "content": "<image>\nWhich?"},
+        {"role": "assistant", "content": "world"},
+        {"role": "user", "content": "So?"},
+    ]
+    ids = ready.encode_messages(said_)
+    assert ids.count(ready.vision.token_id) == ready.vision.tokens
+    text = ready.tokenizer.decode(ids)
+    assert text.startswith("A chat between a curious user")
+    assert text.endswith("USER: \nWhich? ASSISTANT: worldUSER: So? ASSISTANT:")
+    assert ready.tokenizer.eos_id in ids
+    assert load_answerer(str(folder / "llava")).template.name == "chat"
 
 
 @pytest.mark.parametrize(

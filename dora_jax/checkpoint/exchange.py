@@ -29,7 +29,6 @@ from dora_jax.checkpoint.state import flatten, load_tree
 from dora_jax.closest_lora import closest_lora
 from dora_jax.errors import DoraError
 from dora_jax.models.build import Decoder, build_model
-from dora_jax.models.llava import LlavaConfig
 from dora_jax.spec import AdapterRules
 
 _log = logging.getLogger(__name__)
@@ -73,13 +72,12 @@ def import_peft(folder: Path, out: Path, model: str | None = None) -> list[str]:
         ) from error
     adapter = load_peft(folder, pretrained.config, pretrained.params)
     adapter.params(pretrained.params)  # fits, or says why not
-    usual = "vicuna" if isinstance(pretrained.config, LlavaConfig) else "plain"
     info = AdapterInfo(
         model=pretrained.name,
         source=pretrained.source,
         method="dora" if peft.use_dora else "lora",
         adapter={},
-        prompt="chat" if pretrained.tokenizer.chat_template else usual,
+        prompt=pretrained.usual_template or "plain",
         weights=fingerprint(pretrained.params),
         explicit=_as_json(adapter.rules),
         untied=adapter.config != pretrained.config,

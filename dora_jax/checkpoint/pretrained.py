@@ -58,6 +58,14 @@ class Pretrained:
         )
 
     @property
+    def usual_template(self) -> str | None:
+        """The prompt template that it was tuned with, as far as that can be told: see `prompts`."""
+        if self.tokenizer.chat_template:
+            return "chat"
+        # LLaVA-1.5's first folders have none.
+        return "vicuna" if isinstance(self.config, LlavaConfig) else None
+
+    @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer: the config's, the generation config's, the tokenizer's."""
         given = (self.generation or {}).get("eos_token_id")
