@@ -13,7 +13,7 @@ from dora_jax.data.examples import Turn
 from dora_jax.data.images import open_image
 from dora_jax.data.prompts import PromptTemplate, get_template
 from dora_jax.data.tokenizer import Tokenizer
-from dora_jax.data.vision import Picture, Vision, with_marks
+from dora_jax.data.vision import IMAGE, Picture, Vision, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling, generate
 from dora_jax.models.build import Decoder, build_model
@@ -92,6 +92,21 @@ class Answerer:
         """
         if count and self.vision is None:
             raise DoraError(f"{self.name} reads text alone; name a model that sees with --model")
+
+    def check_marks(self, ids: Sequence[int], images: int) -> None:
+        """Check that a text says `<image>` as often as it has images.
+
+        Raises:
+            DoraError: when it does not.
+        """
+        if self.vision is None:
+            return
+        marks = self.vision.count(ids) // self.vision.tokens
+        if marks != images:
+            raise DoraError(
+                f"the text says {IMAGE} {marks} times, and there are {images} images: each stands "
+                "where the text says so, or, where it says nothing, before it"
+            )
 
     def encode_messages(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the ids of a conversation, up to where the answer begins.
@@ -258,9 +273,11 @@ def answers(
         open_image(path)  # before minutes of loading
     ready = load_answerer(model, adapter, template)
     ready.check_images(len(images))
+    ids = ready.encode_prompt(with_marks(prompt, len(images)))
+    ready.check_marks(ids, len(images))
     told = None if on_text is None or sampling.num_samples > 1 else trimmed(on_text)
     completions = ready.generate(
-        [ready.encode_prompt(with_marks(prompt, len(images)))],
+        [ids],
         sampling,
         stop=stop,
         images=[images],

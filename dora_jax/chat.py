@@ -9,7 +9,7 @@ from typing import Any
 from dora_jax.analysis.atomic import write_text
 from dora_jax.answer import Answerer, check_text, trimmed
 from dora_jax.data.images import open_image
-from dora_jax.data.vision import with_marks
+from dora_jax.data.vision import IMAGE, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Sampling
 from dora_jax.spec import nearest
@@ -22,7 +22,7 @@ _COMMANDS = {
     "/reset": "forget what was said; the system message stays",
     "/system TEXT": "tell the model how to behave; without TEXT it is told nothing",
     "/adapter NAME": "answer with another adapter, by name or path, or with none; or list them",
-    "/image FILE": "show the model an image with your next message",
+    "/image FILE": "show the model an image with your next message; without FILE none",
     "/save FILE": "write the conversation, a JSON message a line",
     "/temperature X": "0 is greedy; higher values sample",
     "/undo": "take back your last message and its answer",
@@ -128,6 +128,8 @@ class Chat:
     def _system(self, rest: str) -> None:
         if rest:
             check_text(rest, "the system message")
+        if IMAGE in rest and self.ready.vision is not None:
+            raise DoraError(f"a system message cannot hold {IMAGE}: show one with /image FILE")
         self.system = rest or None
         self.say("the system message is set" if rest else "there is no system message now")
 
@@ -142,7 +144,9 @@ class Chat:
 
     def _image(self, rest: str) -> None:
         if not rest:
-            raise DoraError("/image needs a file, such as /image photo.jpg")
+            taken, self._images = len(self._images), []
+            self.say(f"{taken} images will not be shown" if taken else "no image is to be shown")
+            return
         path = Path(rest).expanduser()
         self.ready.check_images(1)
         open_image(path)
@@ -210,7 +214,8 @@ class Chat:
                 raise DoraError(
                     f"that is too long: {len(ids)} tokens, and the model's context of "
                     f"{self.ready.context} holds {max(room, 0)} before an answer of "
-                    f"{self.sampling.max_new_tokens}; shorten it, or lower --max-new-tokens"
+                    f"{self.sampling.max_new_tokens}; shorten it{self._fewer()}, or lower "
+                    "--max-new-tokens"
                 )
             start = later[0]
         if start > self._left_out:
@@ -222,8 +227,16 @@ class Chat:
             self._left_out = start
         return ids
 
+    def _fewer(self) -> str:
+        images, vision = len(self._images), self.ready.vision
+        if not images or vision is None:
+            return ""
+        return f", show fewer images (/image takes them back; each is {vision.tokens} tokens)"
+
     def _ask(self, text: str) -> None:
         check_text(text, "the message")
+        if IMAGE in text and self.ready.vision is not None:
+            raise DoraError(f"{IMAGE} in a message stands for one: show it with /image FILE")
         message: dict[str, Any] = {"role": "user", "content": with_marks(text, len(self._images))}
         if self._images:
             message["images"] = self._images

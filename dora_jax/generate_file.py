@@ -23,7 +23,7 @@ from dora_jax.checkpoint.pretrained import fingerprint
 from dora_jax.data.chat_template import plain_message
 from dora_jax.data.images import open_image
 from dora_jax.data.row_images import image_names
-from dora_jax.data.vision import IMAGE, with_marks
+from dora_jax.data.vision import IMAGE, ImageFile, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling
 from dora_jax.training.progress import WorkProgress
@@ -116,19 +116,21 @@ def _check_messages(messages: Any, where: str) -> None:
         )
 
 
-def _images(row: Row, folder: Path) -> list[Path]:
-    """Return the files of a row's images; each can be opened."""
-    paths = [folder / name for name in image_names(row.fields, row.where)]
-    for path in paths:
+def _images(row: Row, folder: Path) -> list[ImageFile]:
+    """Return a row's images; each can be opened."""
+    found = []
+    for name in image_names(row.fields, row.where):
+        path = folder / name
         try:
             open_image(path, whole=False)
         except DoraError as error:
             raise DoraError(f"{row.where}: {error}") from None
-    return paths
+        found.append(ImageFile(name, str(path), path.stat().st_size))
+    return found
 
 
 def _encode(
-    rows: Sequence[Row], images: Sequence[Sequence[Path]], ready: Answerer, new_tokens: int
+    rows: Sequence[Row], images: Sequence[Sequence[ImageFile]], ready: Answerer, new_tokens: int
 ) -> list[list[int]]:
     encoded = []
     for row, own in zip(rows, images, strict=True):
@@ -138,6 +140,7 @@ def _encode(
                 ids = ready.encode_prompt(with_marks(row.fields["prompt"], len(own)))
             else:
                 ids = ready.encode_messages(_marked(row.fields["messages"], len(own)))
+            ready.check_marks(ids, len(own))
         except DoraError as error:
             raise DoraError(f"{row.where}: {error}") from None
         if len(ids) + new_tokens > ready.context:
@@ -154,8 +157,13 @@ def _marked(messages: list[dict[str, Any]], images: int) -> list[dict[str, Any]]
     shown = json.dumps([message.get("content") for message in messages])
     if not images or IMAGE in shown or '"type": "image"' in shown:
         return messages
-    first = next(n for n, message in enumerate(messages) if message["role"] == "user")
-    asked = {**messages[first], "content": with_marks(messages[first]["content"], images)}
+    first = next((n for n, m in enumerate(messages) if m["role"] == "user"), None)
+    if first is None:
+        raise DoraError("has images, and no question of a user that they could stand in")
+    content = messages[first]["content"]
+    parts = [{"type": "image"}] * images
+    marked = with_marks(content, images) if isinstance(content, str) else [*parts, *content]
+    asked = {**messages[first], "content": marked}
     return [*messages[:first], asked, *messages[first + 1 :]]
 
 
@@ -182,8 +190,12 @@ def _settings(
     sampling: Sampling,
     stop: Sequence[str],
     batch_size: int,
+    images: Sequence[Sequence[ImageFile]],
 ) -> dict[str, Any]:
     asked = json.dumps([row.fields for row in rows], sort_keys=True).encode()
+    # Wherever they are: by their names and sizes.
+    sizes = [[image.size for image in own] for own in images]
+    seen = {"images": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]} if any(images) else {}
     return {
         "prompts": f"{len(rows)} rows, {hashlib.sha256(asked).hexdigest()[:16]}",
         "model": ready.name,
@@ -192,6 +204,7 @@ def _settings(
         "stop": list(stop),
         # Of what is sampled, each batch has its own random numbers.
         "batch_size": batch_size,
+        **seen,
         **dataclasses.asdict(sampling),
     }
 
@@ -329,7 +342,7 @@ def generate_file(
     ids = _encode(rows, images, ready, sampling.max_new_tokens)
     samples = sampling.num_samples
     width = max(samples, sampling.num_beams)
-    settings = _settings(rows, ready, sampling, stop, batch_size)
+    settings = _settings(rows, ready, sampling, stop, batch_size, images)
     written = 0
     with _claim(out, settings, len(rows) * samples) as (file, done):
         if done == len(rows) * samples:
@@ -351,7 +364,7 @@ def generate_file(
                     seeded,
                     stop=stop,
                     batch_size=batch_size * width,
-                    images=images[start:end],
+                    images=[[image.path for image in own] for own in images[start:end]],
                 )
                 lines = [
                     line

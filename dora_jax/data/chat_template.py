@@ -119,6 +119,24 @@ def in_parts(text: str) -> list[dict[str, str]]:
     return parts
 
 
+def as_text(parts: Sequence[Any]) -> str | None:
+    r"""Return a message in parts as one text, for templates of texts; None where it is not one.
+
+    Example:
+        >>> as_text([{"type": "image"}, {"type": "text", "text": "What is it?"}])
+        '<image>\nWhat is it?'
+    """
+    found = []
+    for part in parts:
+        if isinstance(part, Mapping) and part.get("type") == "image":
+            found.append(f"{IMAGE}\n")
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            found.append(part["text"])
+        else:
+            return None
+    return "".join(found)
+
+
 def plain_message(message: Message, number: int) -> dict[str, Any]:
     """Return a message as templates get it: without fields that are None, reasoning by its name.
 

@@ -19,8 +19,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FILE = "preprocessor_config.json"
+# Where transformers 5 writes it, as a part.
+PROCESSOR_FILE = "processor_config.json"
+_PART = "image_processor"
 _AGAIN = "Download the folder again, or take another one."
 _BICUBIC = 3
+# What a whole file has near its end, whatever some programs put behind it.
+_ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
+_LAST = 4096
 # Of CLIP's training images.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Settings that are told by another one, or say nothing of the numbers.
@@ -66,17 +72,30 @@ class ImageProcessor:
 
     @classmethod
     def load(cls, folder: Path) -> "ImageProcessor":
-        """Read a folder's `preprocessor_config.json`.
+        """Read a folder's `preprocessor_config.json`, or what `processor_config.json` has of it.
 
         Raises:
             DoraError: when it is missing or broken, or holds a setting that is not known.
         """
         path = folder / FILE
-        raw = read_json_object(path, _AGAIN, ". ")
+        if path.is_file() or not cls.is_told(folder):
+            raw = read_json_object(path, _AGAIN, ". ")
+        else:
+            path = folder / PROCESSOR_FILE
+            raw = read_json_object(path, _AGAIN, ". ")[_PART]
         try:
             return cls.from_dict(raw)
         except (ValueError, TypeError, KeyError) as error:
             raise DoraError(f"{path}: {error}. {_AGAIN}") from None
+
+    @staticmethod
+    def is_told(folder: Path) -> bool:
+        """Whether a folder says how images are processed."""
+        if (folder / FILE).is_file():
+            return True
+        path = folder / PROCESSOR_FILE
+        given = read_json_object(path, _AGAIN, ". ") if path.is_file() else {}
+        return isinstance(given.get(_PART), dict)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> "ImageProcessor":
@@ -181,8 +200,8 @@ def open_image(path: "str | Path | BinaryIO", whole: bool = True) -> "Image":
 
     Args:
         path: the file, or one that is open.
-        whole: whether to read all of it; else its head alone, which does not show whether the file
-            is cut short.
+        whole: whether to read all of it; else its head and its end, which show a file that is cut
+            short, but not every damage.
 
     Raises:
         BrokenImageError: naming the file, when it is missing or no image that can be read.
@@ -191,6 +210,7 @@ def open_image(path: "str | Path | BinaryIO", whole: bool = True) -> "Image":
     try:
         with pillow.open(path) as image:
             if not whole:
+                _check_end(image)
                 return image
             image.load()
             return image.convert("RGB")
@@ -198,6 +218,25 @@ def open_image(path: "str | Path | BinaryIO", whole: bool = True) -> "Image":
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BrokenImageError(f"{path}: is no image that can be read ({reason})") from error
+
+
+def _check_end(image: "Image") -> None:
+    """Check that an open file ends as its format does.
+
+    Raises:
+        OSError: when it does not.
+    """
+    mark = _ENDS.get(image.format or "")
+    file: Any = image.fp  # type: ignore[attr-defined]  # of an image file
+    if mark is None or file is None:
+        return
+    place = file.tell()
+    end = file.seek(0, 2)
+    file.seek(max(0, end - _LAST))
+    is_whole = mark in file.read(_LAST)
+    file.seek(place)
+    if not is_whole:
+        raise OSError("it is cut short")
 
 
 def _size(given: Any) -> tuple[int, int] | int:

@@ -61,6 +61,8 @@ def convert(rows: Path, images: Path, out: Path) -> Path:
                     "task": TASK,
                 }
             )
+    if not found:
+        raise DoraError(f"{rows}: holds no rows; they look like {_SAMPLE}")
     path = out / "rows.jsonl"
     write_text(path, "".join(json.dumps(row) + "\n" for row in found))
     return path

@@ -98,7 +98,7 @@ def image_names(row: Mapping[str, Any], where: str) -> list[str]:
     if len(given) > 1:
         raise DoraError(f"{where}: has both 'image' and 'images': give one of them")
     (named,) = given
-    names: list[Any] = [named] if isinstance(named, str | Mapping) else list(named)
+    names: list[Any] = list(named) if isinstance(named, list | tuple) else [named]
     if not all(isinstance(name, str) and name for name in names):
         raise DoraError(
             f"{where}: its images must be the names of files, not {type(names[0]).__name__}: write "

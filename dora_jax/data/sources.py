@@ -67,6 +67,11 @@ def read_source(
                 examples.append(dataclasses.replace(example, task=named, where=where))
             except LeftOut as reason:
                 left_out[str(reason)] += 1
+    if not examples and images.broken:
+        raise DoraError(
+            f"{source}: no image of its rows can be read, of {images.broken:,}: name their folder "
+            "(--data.image-folder)"
+        )
     if not examples:
         reasons = "".join(f"; {n} rows {why}" for why, n in left_out.items())
         raise DoraError(

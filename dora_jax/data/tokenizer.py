@@ -14,6 +14,7 @@ from dora_jax.data import gguf_tokenizer
 from dora_jax.data.chat_answers import find_answers, marked_answers
 from dora_jax.data.chat_template import (
     Message,
+    as_text,
     compile_chat_template,
     in_parts,
     render_chat,
@@ -26,6 +27,8 @@ from dora_jax.json_file import read_json_object
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
+# As processors of transformers 4 wrote it.
+OLD_TEMPLATE_FILE = "chat_template.json"
 SPECIAL_FILE = "special_tokens_map.json"
 
 
@@ -240,13 +243,15 @@ class Tokenizer:
         )
 
     def _as_read(self, messages: Sequence[Message]) -> list[Message]:
-        """Return messages in parts where the template takes parts: images stand among the text."""
+        """Return messages in parts where the template takes parts, and else as texts."""
         reads, alone = shows_images_in_parts(self.chat_template or "")
         found: list[Message] = []
         for message in messages:
             text = message.get("content") if isinstance(message, Mapping) else None
             if isinstance(text, str) and reads and (alone or IMAGE in text):
                 message = {**message, "content": in_parts(text)}
+            elif isinstance(text, list) and not reads and (whole := as_text(text)) is not None:
+                message = {**message, "content": whole}
             found.append(message)
         return found
 
@@ -344,6 +349,8 @@ class Tokenizer:
                 config |= read_json_object(folder / name, "download the folder again")
         if (folder / TEMPLATE_FILE).is_file():
             config["chat_template"] = (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+        elif (folder / OLD_TEMPLATE_FILE).is_file() and not config.get("chat_template"):
+            config |= read_json_object(folder / OLD_TEMPLATE_FILE, "download the folder again")
         return cls(backend, config, folder)
 
     @classmethod

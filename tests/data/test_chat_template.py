@@ -188,6 +188,15 @@ def test_messages_are_given_in_parts_where_a_template_takes_parts():
     )
 
 
+def test_parts_become_text_where_a_template_takes_texts():
+    plain = "{% for m in messages %}{{ 'said: ' + m.content }};{% endfor %}"
+    parts = [{"type": "image"}, {"type": "text", "text": "What"}, {"type": "text", "text": "?"}]
+    found = with_template(plain).apply_chat_template([user("Hello"), user(parts)])
+    assert found == "said: Hello;said: <image>\nWhat?;"
+    with pytest.raises(DoraError, match="refuses"):
+        with_template(plain).apply_chat_template([user([{"type": "sound"}])])
+
+
 def test_text_stays_text_where_a_template_takes_both():
     found = with_template(EITHER).apply_chat_template(SHOWN)
     assert found == "user: [picture]What is it?;assistant: A dot.;user: Sure?;"

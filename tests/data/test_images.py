@@ -9,7 +9,7 @@ pytest.importorskip("PIL", reason="the vision extra is not installed")
 
 from PIL import Image
 
-from dora_jax.data.images import ImageProcessor, open_image
+from dora_jax.data.images import BrokenImageError, ImageProcessor, open_image
 from dora_jax.errors import DoraError
 
 CLIP = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
@@ -19,6 +19,22 @@ PLAIN = ImageProcessor(size=None, crop=None, mean=None, rescale=None)
 def image(height, width, seed=0, channels=3):
     shape = (height, width, channels) if channels > 1 else (height, width)
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP"])
+def test_a_file_that_is_cut_short_shows_at_its_end(tmp_path, kind):
+    path = tmp_path / f"a.{kind.lower()}"
+    image(200, 150).save(path, kind)
+    assert open_image(path, whole=False).size == (150, 200)
+    content = path.read_bytes()
+    path.write_bytes(content + b"\0" * 100)
+    assert open_image(path, whole=False).size == (150, 200)
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(BrokenImageError, match="is no image that can be read"):
+        open_image(path)
+    if kind != "BMP":  # whose end says nothing
+        with pytest.raises(BrokenImageError, match="it is cut short"):
+            open_image(path, whole=False)
 
 
 def test_without_anything_done_pixels_are_pixels():

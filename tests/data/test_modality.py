@@ -101,6 +101,21 @@ def test_every_row_comes_once_an_epoch_of_its_kind(rows):
     ]
 
 
+def test_each_kind_goes_on_through_its_own_epochs(rows):
+    """Three of each: an epoch of two steps, and the rows of a kind come on and on."""
+    chosen = [*rows[:5:2], *rows[1:6:2]]
+    batches = made(chosen, batch_size=3)
+    held = [frozenset(i for place in batches.held(s, range(3)) for i in place) for s in range(8)]
+    assert set(held) == {frozenset((0, 1, 2)), frozenset((3, 4, 5))}
+    single = made(rows, batch_size=1)
+    first, second = (
+        [single.held(step, [0])[0][0] for step in range(11 * n, 11 * n + 11)] for n in range(2)
+    )
+    images = [[i for i in epoch if i % 2 == 0] for epoch in (first, second)]
+    assert images[0] != images[1]  # another order of the same rows
+    assert sorted(images[0]) == sorted(images[1])
+
+
 def test_a_pure_function_of_seed_and_step(rows):
     first = [made(rows).batch(step) for step in (4, 1, 9)]
     one = made(rows)
@@ -155,6 +170,26 @@ def test_of_a_broken_image_nothing_is_trained_on(rows, tmp_path, caplog):
     assert "cut.png: is no image that can be read" in record.getMessage()
     with pytest.raises(DoraError, match=r"cut\.png: .*mend it, or let --data\.bad-images skip"):
         made(broken, bad_images="error").batch(0)
+
+
+def test_a_broken_row_leaves_its_neighbours_their_images(rows, tmp_path):
+    """Packed together: the broken row's places stay, and are empty."""
+    cut = tmp_path / "cut.png"
+    cut.write_text("broken")
+    files = (ImageFile("cut.png", str(cut)), *rows[8].images[1:])
+    assert len(files) == 2
+    broken = EncodedRow(**{**vars(rows[8]), "images": files})
+    packed = [broken, rows[2], rows[4]]
+    batch = made(packed, batch_size=1, packing="pack", max_length=200).batch(0)
+    is_image = np.asarray(batch.tokens[0]) == IMAGE
+    segments = np.asarray(batch.segments[0])
+    seen, place = set(), 0
+    for segment in (1, 2, 3):
+        count = int((is_image & (segments == segment)).sum()) // PATCHES
+        own = batch.images[0, place : place + count]
+        seen.add(tuple(round(float(image.mean()) * 255) for image in own))
+        place += count
+    assert seen == {(0, 0), (20, 21), (40,)}
 
 
 def test_workers_make_the_same_batches_with_images(rows):

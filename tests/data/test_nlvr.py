@@ -88,6 +88,9 @@ def test_bad_rows_are_named(tmp_path, row, message):
     with pytest.raises(DoraError, match=message):
         convert(tmp_path / "rows.jsonl", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out" / "rows.jsonl").exists()
+    (tmp_path / "empty.jsonl").write_text("\n")
+    with pytest.raises(DoraError, match=r"empty\.jsonl: holds no rows"):
+        convert(tmp_path / "empty.jsonl", tmp_path, tmp_path / "out")
     (tmp_path / "bad.zip").write_text("x")
     with pytest.raises(DoraError, match="neither a folder of pictures nor a zip"):
         convert(tmp_path / "rows.jsonl", tmp_path / "bad.zip", tmp_path / "out")

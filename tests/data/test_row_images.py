@@ -124,6 +124,12 @@ def test_or_they_are_an_error(folder):
         read(folder, *BROKEN, bad="error")
 
 
+def test_a_folder_that_holds_none_of_them_is_the_error(folder, tmp_path):
+    row = {"question": "What?", "answer": "x", "image": "1.png"}
+    with pytest.raises(DoraError, match=r"no image of its rows can be read, of 2: .*image-folder"):
+        read(folder, row, row | {"image": "2.png"}, folder=tmp_path / "mistyped")
+
+
 def test_images_can_be_left_out(folder):
     rows = [
         {
@@ -150,6 +156,8 @@ def test_another_number_of_marks_is_counted(folder):
         ({"image": "1.png", "images": ["1.png"]}, "has both 'image' and 'images'"),
         ({"image": {"bytes": "x", "path": None}}, "must be the names of files, not dict"),
         ({"images": [""]}, "must be the names of files"),
+        ({"image": 5}, "must be the names of files, not int"),
+        ({"image": True}, "must be the names of files, not bool"),
     ],
 )
 def test_what_is_no_name_is_refused(folder, row, message):

@@ -61,6 +61,8 @@ def write(
         DoraError: when Pillow is missing, a file cannot be written, or the family's scenes have
             nothing to be asked of a kind.
     """
+    if rows < 1:
+        raise DoraError(f"rows must be at least 1; got {rows}")
     settings = repr((family, task, seed))
     stem = f"{family.name}-{split}-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     records: list[dict[str, Any]] = []

@@ -27,7 +27,7 @@ from dora_jax.evaluation.benchmarks import (
     vqav2,
 )
 from dora_jax.evaluation.benchmarks.answers import Unmatched, read_answers
-from dora_jax.evaluation.benchmarks.prompts import write_prompts
+from dora_jax.evaluation.benchmarks.prompts import check_free, write_prompts
 from dora_jax.evaluation.benchmarks.question import Question
 
 _Answers = Mapping[str, str]
@@ -82,6 +82,7 @@ class _Submitted(_Benchmark):
     def judge(self, questions: Sequence[Question], answers: _Answers) -> dict[str, Any]:
         if self.submission is None:
             return super().judge(questions, answers)
+        check_free(self.submission)
         unmatched = self.submit(questions, answers, self.submission)
         return {"submission": str(self.submission), **unmatched.summary()}
 

@@ -113,8 +113,17 @@ def unmatched(asked: Iterable[str], answers: Mapping[str, str]) -> Unmatched:
     Args:
         asked: the questions' ids.
         answers: by question.
+
+    Raises:
+        DoraError: when no answer is to any of them.
     """
     ids = dict.fromkeys(asked)
+    if answers and ids.keys().isdisjoint(answers):
+        called, given = (", ".join(list(names)[:2]) for names in (ids, answers))
+        raise DoraError(
+            f"none of the {len(answers)} answers is to one of the {len(ids)} questions: these are "
+            f"called {called}, ..., the answers {given}, ...: are they of another file or split?"
+        )
     return Unmatched(
         missing=tuple(one for one in ids if one not in answers),
         blank=tuple(one for one in ids if one in answers and not answers[one].strip()),

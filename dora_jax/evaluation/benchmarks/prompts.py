@@ -48,8 +48,25 @@ def write_prompts(questions: Sequence[Question], path: Path) -> dict[str, Any]:
     for question in questions:
         row = {"question_id": question.id, "prompt": question.prompt}
         rows.append(row if question.image is None else row | {"image": names[question.image]})
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    check_free(path, text)
+    write_text(path, text)
     return {"prompts": str(path), "questions": len(rows), "images": len(images)}
+
+
+def check_free(path: Path, text: str | None = None) -> None:
+    """Check that a file may be written: that nothing else is there.
+
+    Args:
+        path: the file.
+        text: what is to be written, where that may be there already.
+
+    Raises:
+        DoraError: when something is there.
+    """
+    if not path.exists() or (text is not None and path.is_file() and path.read_text() == text):
+        return
+    raise DoraError(f"{path}: exists, with something else in it; choose another name, or delete it")
 
 
 def _check(images: Iterable[Path]) -> None:

@@ -154,3 +154,10 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
     monkeypatch.delitem(sys.modules, "dora_jax.data.scenes.digits")
     with pytest.raises(DoraError, match=r"pip install 'dora-jax\[scenes\]'"):
         import dora_jax.data.scenes.digits  # noqa: F401
+
+
+@pytest.mark.parametrize("rows", [0, -3])
+def test_no_rows_are_no_data_set(tmp_path, rows):
+    with pytest.raises(DoraError, match=f"rows must be at least 1; got {rows}"):
+        write(tmp_path, FAMILY_A, "train", rows)
+    assert list(tmp_path.iterdir()) == []

@@ -112,3 +112,26 @@ def test_bad_input_is_one_message(tmp_path, monkeypatch, capsys):
 def test_what_is_to_be_done_is_one_thing(given, message):
     with pytest.raises(SystemExit, match=message):
         main(["vqav2", "--questions", "q.json", *given])
+
+
+def test_answers_of_another_file_are_no_result(tmp_path, monkeypatch, capsys):
+    files, _, _ = gqa(tmp_path)
+    with pytest.raises(
+        SystemExit, match=r"none of the 2 answers is .* called 1, .*the answers 7, 8"
+    ):
+        run(monkeypatch, capsys, tmp_path, "gqa", files, {7: "Cat.", 8: "Dog."})
+
+
+def test_nothing_is_written_over(tmp_path, monkeypatch, capsys):
+    files, answers, _ = vqav2(tmp_path)
+    before = (tmp_path / "q.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    lines(tmp_path / "out.jsonl", [{"question_id": q, "text": t} for q, t in answers.items()])
+    given = (tmp_path / "out.jsonl").read_text()
+    with pytest.raises(SystemExit, match=r"out\.jsonl: exists, with something else in it"):
+        main(["vqav2", "--answers", "out.jsonl", "--submission", "out.jsonl", *files])
+    assert (tmp_path / "out.jsonl").read_text() == given
+    (tmp_path / "COCO_val2014_000000000001.jpg").write_bytes(b"")
+    with pytest.raises(SystemExit, match="error: "):
+        main(["vqav2", "--prompts", "q.json", "--images", ".", *files])
+    assert (tmp_path / "q.json").read_text() == before
