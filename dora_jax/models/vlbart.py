@@ -186,14 +186,14 @@ def start_from_bart(model: VLBart, params: dict[str, Any], key: jax.Array) -> di
     Raises:
         ValueError: when the sizes differ; names the first parameter.
     """
-    tokens = jnp.zeros((1, 2), jnp.int32)
+    tokens, (key, token_key) = jnp.zeros((1, 2), jnp.int32), jax.random.split(key)
     # XLA leaves out what is not asked for.
     visual = jax.jit(lambda key: model.init(key, tokens)["params"]["visual_embedding"])(key)
     given = flax.traverse_util.flatten_dict(params, sep="/")
     vocabulary = given["shared/embedding"].shape[0]
     more = model.config.vocab_size - vocabulary
     if more > 0:
-        new = _INIT_DEVIATION * jax.random.normal(key, (more, model.config.d_model))
+        new = _INIT_DEVIATION * jax.random.normal(token_key, (more, model.config.d_model))
         given["shared/embedding"] = jnp.concatenate(
             [given["shared/embedding"], new.astype(given["shared/embedding"].dtype)]
         )
