@@ -41,8 +41,8 @@ class Sampling:
         min_p: sample from the tokens at least p times as likely as the likeliest.
         repetition_penalty: logits of tokens in the prompt and the text so far are divided by it
             where positive, multiplied where negative; padding does not count.
-        no_repeat_ngram_size: over 0: no so many tokens in a row are written that stand in prompt
-            and text already; of an encoder-decoder in its text.
+        no_repeat_ngram_size: over 0: so many tokens in a row are never written that stand in prompt
+            or text already; for an encoder-decoder its text alone counts.
         forced_bos_token_id: the first new token, whatever the model says.
         forced_eos_token_id: the last of `max_new_tokens`, for texts that have not ended before.
         num_beams: over 1: beam search, which keeps that many texts of each prompt.
@@ -198,7 +198,7 @@ def penalise_repetition(
 def ban_repeated_ngrams(
     logits: Float[Array, "*b v"], written: Written, size: int
 ) -> Float[Array, "*b v"]:
-    """Return logits, -inf for tokens that would make `size` tokens in a row stand there again."""
+    """Return logits, -inf for tokens that would end a run of `size` that is there already."""
     assert written.prompt is not None
     text = jnp.where(jnp.arange(written.tokens.shape[-1]) < written.step, written.tokens, _NONE)
     before = jnp.concatenate([written.prompt, text], axis=-1)

@@ -30,6 +30,7 @@ from dora_jax.layers import Dense, Embed
 from dora_jax.models.adaptive_pool import Pooling, pool, row_windows, square_windows
 from dora_jax.models.bart import NORM_EPSILON, Bart
 from dora_jax.models.bart_config import BartConfig
+from dora_jax.models.llama import param_shapes
 from dora_jax.models.source import Source, Visual
 from dora_jax.spec import nearest
 
@@ -185,22 +186,24 @@ def start_from_bart(model: VLBart, params: dict[str, Any], key: jax.Array) -> di
     Raises:
         ValueError: when the sizes differ; names the first parameter.
     """
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    fresh = flax.traverse_util.flatten_dict(model.init(key, tokens)["params"], sep="/")
+    tokens, (key, token_key) = jnp.zeros((1, 2), jnp.int32), jax.random.split(key)
+    # XLA leaves out what is not asked for.
+    visual = jax.jit(lambda key: model.init(key, tokens)["params"]["visual_embedding"])(key)
     given = flax.traverse_util.flatten_dict(params, sep="/")
     vocabulary = given["shared/embedding"].shape[0]
     more = model.config.vocab_size - vocabulary
     if more > 0:
-        new = _INIT_DEVIATION * jax.random.normal(key, (more, model.config.d_model))
+        new = _INIT_DEVIATION * jax.random.normal(token_key, (more, model.config.d_model))
         given["shared/embedding"] = jnp.concatenate(
             [given["shared/embedding"], new.astype(given["shared/embedding"].dtype)]
         )
         bias = given["final_logits_bias/bias"]
         given["final_logits_bias/bias"] = jnp.pad(jnp.asarray(bias), [(0, 0), (0, more)])
+    shapes = flax.traverse_util.flatten_dict(param_shapes(model), sep="/")
     for path, leaf in given.items():
-        if path not in fresh or np.shape(leaf) != fresh[path].shape:
-            expected = fresh[path].shape if path in fresh else "none"
+        expected = shapes[path].shape if path in shapes else None
+        if np.shape(leaf) != expected:
             raise ValueError(
                 f"{path} of the BART has shape {np.shape(leaf)}, the model's {expected}"
             )
-    return flax.traverse_util.unflatten_dict({**fresh, **given}, sep="/")
+    return flax.traverse_util.unflatten_dict(given, sep="/") | {"visual_embedding": visual}

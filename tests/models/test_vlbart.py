@@ -65,8 +65,12 @@ def with_images(images=IMAGES, model=None):
 
 
 @functools.lru_cache
-def program(model):
-    return jax.jit(model.apply)
+def program(model, **options):
+    return jax.jit(functools.partial(model.apply, **options))
+
+
+def encoder_input(model, params, given):
+    return program(model, method="source_inputs")({"params": params}, given)
 
 
 def logits(given):
@@ -105,10 +109,8 @@ def reference_image(features, boxes, number, params):
 def test_the_encoder_reads_text_and_then_each_image(pooling):
     model, params, bart = loaded(pooling=pooling)
     given = with_images()
-    x, is_real = model.apply({"params": params}, given, method="source_inputs")
-    text, text_is_real = Bart(bart.config).apply(
-        {"params": bart.params}, source(), method="source_inputs"
-    )
+    x, is_real = encoder_input(model, params, given)
+    text, text_is_real = encoder_input(Bart(bart.config), bart.params, source())
     length = text.shape[1]
     np.testing.assert_allclose(x[:, :length], text, atol=1e-5)
     np.testing.assert_array_equal(is_real[:, :length], text_is_real)
@@ -140,7 +142,7 @@ def test_regions_are_read_as_they_are():
     model, params, _ = loaded(layout="regions")
     images = [[image(3), image(2)], [image(1)], []]
     given = with_images(images, model)
-    x, is_real = model.apply({"params": params}, given, method="source_inputs")
+    x, is_real = encoder_input(model, params, given)
     assert is_real[:, -6:].tolist() == [
         [True, True, True, True, True, False],
         [True] + [False] * 5,
@@ -156,7 +158,7 @@ def test_frames_have_their_time_and_are_pooled_in_a_row():
     model, params, _ = loaded(layout="frames", max_images=1)
     clip = RNG.standard_normal((10, FEATURES)).astype(np.float32)  # without boxes
     given = with_images([[clip], [clip[:7]], []], model)
-    x, is_real = model.apply({"params": params}, given, method="source_inputs")
+    x, is_real = encoder_input(model, params, given)
     four = np.stack([clip[a:b].mean(axis=0) for a, b in ((0, 3), (2, 5), (5, 8), (7, 10))])
     expected = reference_image(four, np.zeros((4, 4)), 0, params)
     np.testing.assert_allclose(x[0, -4:], expected, rtol=1e-4, atol=1e-4)
@@ -175,7 +177,7 @@ def test_logits_are_those_of_transformers_for_the_same_encoder_input():
 
     model, params, bart = loaded()
     given = with_images()
-    x, is_real = model.apply({"params": params}, given, method="source_inputs")
+    x, is_real = encoder_input(model, params, given)
     theirs = peer("bart")[0]
     mask = torch.from_numpy(np.array(is_real))
     hidden = torch.from_numpy(np.array(x))
