@@ -105,6 +105,8 @@ def generate_command(argv: Sequence[str]) -> None:
     args = tyro.cli(GenerateArgs, args=list(argv), prog="dora-jax generate")
     if args.image and args.prompt is None:
         raise DoraError("--image goes with --prompt; rows of a file name their own images")
+    if args.image_folder is not None and args.prompts is None:
+        raise DoraError("--image-folder goes with --prompts; beside --prompt give --image FILE")
     if args.prompts is not None and args.out is not None and args.prompt is None:
         _answer_file(args, args.prompts, args.out)
     elif args.prompt is not None and args.prompts is None and args.out is None:

@@ -127,7 +127,7 @@ def test_again_nothing_is_done(made, monkeypatch):
         raise AssertionError("done already")
 
     before = {path: path.stat().st_mtime_ns for path in (place / sizes.folder).rglob("*")}
-    for name in ("tower_data", "captioner", "join_parts", "train"):
+    for name in ("learn_data", "captioner", "join_parts", "train"):
         monkeypatch.setattr(miniature, name, refuse)
     miniature.run(sizes)
     assert {p: p.stat().st_mtime_ns for p in (place / sizes.folder).rglob("*")} == before

@@ -355,6 +355,20 @@ def test_processors_are_found_where_transformers_writes_them(folder, tmp_path, c
     assert "says nothing of how images are processed" in caplog.records[0].getMessage()
 
 
+@pytest.mark.parity
+def test_transformers_processor_gives_what_ours_does(folder):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    theirs = transformers.AutoProcessor.from_pretrained(folder / "llava")
+    assert type(theirs).__name__ == "LlavaProcessor"
+    picture = Image.open(folder / "pictures" / "1.png")
+    given = theirs(images=picture, text="<image>\nWhich?", return_tensors="np")
+    ready = load_answerer(str(folder / "llava"), template="none")
+    assert given["input_ids"][0].tolist() == ready.encode_prompt("<image>\nWhich?")
+    pixels = ready.vision.pixels(folder / "pictures" / "1.png")
+    np.testing.assert_allclose(given["pixel_values"][0].transpose(1, 2, 0), pixels, atol=1 / 255)
+
+
 def test_a_conversation_shows_a_picture_with_the_next_message(folder):
     told: list[str] = []
     chat = Chat(

@@ -30,6 +30,7 @@ from dora_jax.checkpoint.vision import (
     vision_config_to_dict,
 )
 from dora_jax.data.images import FILE as PROCESSOR_FILE
+from dora_jax.data.images import PROCESSOR_FILE as WHOLE_PROCESSOR_FILE
 from dora_jax.data.images import ImageProcessor
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
@@ -51,6 +52,7 @@ _TEXT_DEFAULTS = {
 }
 _PROJECTOR = "multi_modal_projector"
 _SELECTIONS = {"default": False, "full": True}
+_STRATEGIES = {keeps: name for name, keeps in _SELECTIONS.items()}
 
 
 class LlavaFolder(NamedTuple):
@@ -193,6 +195,17 @@ def read_projector(path: str | Path, config: LlavaConfig) -> dict[str, Any]:
     return found
 
 
+def _processor_fields(config: LlavaConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return what transformers' `LlavaProcessor` needs beside tokenizer and image processor."""
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": tokenizer.token_text(config.image_token_id),
+        "patch_size": config.vision.patch_size,
+        "num_additional_image_tokens": int(config.vision.class_token),
+        "vision_feature_select_strategy": _STRATEGIES[config.class_token],
+    }
+
+
 def write_llava_folder(
     path: str | Path,
     config: LlavaConfig,
@@ -230,7 +243,7 @@ def write_llava_folder(
         "projector_hidden_act": config.projector_act,
         "multimodal_projector_bias": config.projector_bias,
         "vision_feature_layer": layers[0] if len(layers) == 1 else list(layers),
-        "vision_feature_select_strategy": "full" if config.class_token else "default",
+        "vision_feature_select_strategy": _STRATEGIES[config.class_token],
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "text_config": text,
         "vision_config": vision_config_to_dict(config.vision),
@@ -243,4 +256,6 @@ def write_llava_folder(
         (folder / hf_config.FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         written = json.dumps(processor.to_dict(), indent=2) + "\n"
         (folder / PROCESSOR_FILE).write_text(written, encoding="utf-8")
+        whole = json.dumps(_processor_fields(config, tokenizer), indent=2) + "\n"
+        (folder / WHOLE_PROCESSOR_FILE).write_text(whole, encoding="utf-8")
         write_generation_config(folder, generation)

@@ -120,7 +120,7 @@ def in_parts(text: str) -> list[dict[str, str]]:
 
 
 def as_text(parts: Sequence[Any]) -> str | None:
-    r"""Return a message in parts as one text, for templates of texts; None where it is not one.
+    r"""Return a message with images as one text, for templates of texts; None for any other.
 
     Example:
         >>> as_text([{"type": "image"}, {"type": "text", "text": "What is it?"}])
@@ -134,7 +134,7 @@ def as_text(parts: Sequence[Any]) -> str | None:
             found.append(part["text"])
         else:
             return None
-    return "".join(found)
+    return "".join(found) if any(IMAGE in text for text in found) else None
 
 
 def plain_message(message: Message, number: int) -> dict[str, Any]:

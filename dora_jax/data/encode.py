@@ -173,7 +173,8 @@ def _with_images(row: EncodedRow, example: Example, vision: Vision | None) -> En
     """Return a row in which each image is as many tokens as the model sees it by."""
     if vision is None:
         return row
-    if vision.count(row.prompt) != len(example.images):
+    others = (row.answer, *row.options)
+    if vision.count(row.prompt) != len(example.images) or any(map(vision.count, others)):
         raise LeftOut(OTHER_NUMBER)
     prompt, earlier = vision.expand(row.prompt, row.earlier)
     return replace(row, prompt=tuple(prompt), earlier=tuple(earlier), images=example.images)

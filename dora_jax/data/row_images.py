@@ -28,12 +28,14 @@ class RowImages:
         folder: where they are; None is the folder of the rows' file.
         images: whether they are used, or left out of the rows.
         bad: what happens where one is missing or broken.
+        whole: whether all of each file is read to tell; else its head and its end.
         broken: how many were, so far.
     """
 
     folder: Path | None = None
     images: Images = "use"
     bad: BadImages = "skip"
+    whole: bool = False
     broken: int = 0
 
     def add(self, example: Example, row: Any, where: str, folder: Path) -> Example:
@@ -71,7 +73,7 @@ class RowImages:
     def _file(self, name: str, folder: Path, where: str) -> ImageFile:
         path = (self.folder or folder) / name
         try:
-            open_image(path, whole=False)
+            open_image(path, self.whole)
             return ImageFile(name, str(path.absolute()), path.stat().st_size)
         except BrokenImageError as error:
             if self.bad == "error":

@@ -46,6 +46,9 @@ def read_examples(config: "DataConfig") -> Examples:
             relation, or too few rows.
     """
     get_template(config.prompt)
+    folder = config.image_folder
+    if folder is not None and not folder.is_dir():
+        raise DoraError(f"data.image_folder {folder}: no such folder")
     return _files(config) if config.sources() else _world(config)
 
 
@@ -68,7 +71,8 @@ def _world(config: "DataConfig") -> Examples:
 def _files(config: "DataConfig") -> Examples:
     """Read the sources; validation rows are taken from those to train on."""
     assert config.eval is not None, "DataConfig checks it"
-    evaluation, eval_left_out = _read(config.eval, config)
+    # What is scored in the end is looked at now, all of it.
+    evaluation, eval_left_out = _read(config.eval, config, whole_images=True)
     # Of the whole file: a later evaluation may take more of its rows.
     asked = {example.asked for example in evaluation}
     sources = config.sources()
@@ -103,9 +107,11 @@ def _files(config: "DataConfig") -> Examples:
     return Examples(f"{names}, evaluated on {config.eval.name}", splits, skipped)
 
 
-def _read(source: str | Path, config: "DataConfig") -> tuple[list[Example], dict[str, int]]:
+def _read(
+    source: str | Path, config: "DataConfig", whole_images: bool = False
+) -> tuple[list[Example], dict[str, int]]:
     """Read a source in the form that is asked for."""
-    images = RowImages(config.image_folder, config.images, config.bad_images)
+    images = RowImages(config.image_folder, config.images, config.bad_images, whole_images)
     examples, left_out = read_source(source, images)
     if config.form == "as_given":
         return examples, left_out

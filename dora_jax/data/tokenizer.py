@@ -309,6 +309,11 @@ class Tokenizer:
         (token,) = made.encode(text)
         return made, token
 
+    def token_text(self, token: int) -> str | None:
+        """Return the text of one token, None where there is no such."""
+        text: str | None = self._backend.id_to_token(token)
+        return text
+
     def save(self, folder: str | Path) -> None:
         """Write the files that `transformers.AutoTokenizer` and `load` read.
 

@@ -54,8 +54,8 @@ ROWS = "rows.jsonl"
 LANGUAGE = "smollm2-135m-instruct"
 PROJECTOR = r"multi_modal_projector/linear_\d"
 LINEAR = r"language_model/.*/(q|k|v|o|gate|up|down)_proj"
-# The projector's rate beside the adapters': 2e-5 to 2e-4 in the paper.
 _SOURCES = {"tower": ("captions", "talk"), "align": ("captions", "talk"), "tune": ("b",)}
+# The projector's rate beside the adapters': 2e-5 to 2e-4 in the paper.
 SLOWER = {"multi_modal_projector/.*": 0.1}
 
 
@@ -120,16 +120,10 @@ GPU = Sizes(
 )
 
 
-def tower_data(sizes: Sizes, out: Path) -> None:
-    """Write what the tower is trained on: family A, in captions and in questions."""
+def learn_data(out: Path, rows: int, seed: int) -> None:
+    """Write scenes of family A, in captions and in questions; another seed gives others."""
     for name, task in (("captions", "captions"), ("talk", "conversations")):
-        write(out / name, FAMILY_A, "train", sizes.tower_rows, 0, task)
-
-
-def align_data(sizes: Sizes, out: Path) -> None:
-    """Write what stage 1 is trained on: other scenes of family A."""
-    for name, task in (("captions", "captions"), ("talk", "conversations")):
-        write(out / name, FAMILY_A, "train", sizes.align_rows, 1, task)
+        write(out / name, FAMILY_A, "train", rows, seed, task)
 
 
 def tune_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
@@ -327,8 +321,8 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None
             make(fresh)
             fresh.rename(folder / name)
 
-    step("tower", lambda out: tower_data(sizes, out))
-    step("align", lambda out: align_data(sizes, out))
+    step("tower", lambda out: learn_data(out, sizes.tower_rows, 0))
+    step("align", lambda out: learn_data(out, sizes.align_rows, 1))
     step("tune", lambda out: tune_data(sizes, out, nlvr))
     step("test", lambda out: test_data(sizes, out, nlvr))
     if until == "data":

@@ -193,8 +193,9 @@ def test_parts_become_text_where_a_template_takes_texts():
     parts = [{"type": "image"}, {"type": "text", "text": "What"}, {"type": "text", "text": "?"}]
     found = with_template(plain).apply_chat_template([user("Hello"), user(parts)])
     assert found == "said: Hello;said: <image>\nWhat?;"
-    with pytest.raises(DoraError, match="refuses"):
-        with_template(plain).apply_chat_template([user([{"type": "sound"}])])
+    for parts in ([{"type": "image"}, {"type": "sound"}], [{"type": "text", "text": "a"}]):
+        with pytest.raises(DoraError, match="refuses"):  # as transformers
+            with_template(plain).apply_chat_template([user(parts)])
 
 
 def test_text_stays_text_where_a_template_takes_both():

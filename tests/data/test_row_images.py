@@ -3,13 +3,18 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 
 pytest.importorskip("PIL", reason="the vision extra is not installed")
 
+from PIL import Image
+
 from dora_jax.data.row_images import BAD_IMAGE, OTHER_NUMBER, RowImages
 from dora_jax.data.sources import read_source
+from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
+from dora_jax.training.config import DataConfig
 from tests.data.pictures import draw, said, write_rows
 
 
@@ -80,6 +85,18 @@ def test_every_format_may_name_images(folder, row, prompt):
     assert [image.name for image in example.images] == row.get("images", [row.get("image")])
 
 
+def test_the_first_question_has_the_images_not_the_system_message(folder):
+    turns = [{"from": "system", "value": "Be brief."}, *said("What?", "x", "Where?", "y")]
+    ((example,), _) = read(folder, {"conversations": turns, "image": "1.png"})
+    assert [turn.text for turn in example.turns] == ["Be brief.", "<image>\nWhat?", "x", "Where?"]
+
+
+def test_more_images_than_marks_are_counted_too(folder):
+    row = {"instruction": "<image> and", "output": "x", "images": ["1.png", "2.png"]}
+    (_,), left_out = read(folder, row, {"instruction": "What?", "output": "x", "image": "1.png"})
+    assert left_out == {OTHER_NUMBER: 1}
+
+
 def test_options_may_stand_beside_a_question(folder):
     row = {"question": "Left?", "answer": "yes", "options": ["yes", "no"], "image": "1.png"}
     ((example,), _) = read(folder, row)
@@ -128,6 +145,24 @@ def test_a_folder_that_holds_none_of_them_is_the_error(folder, tmp_path):
     row = {"question": "What?", "answer": "x", "image": "1.png"}
     with pytest.raises(DoraError, match=r"no image of its rows can be read, of 2: .*image-folder"):
         read(folder, row, row | {"image": "2.png"}, folder=tmp_path / "mistyped")
+
+
+def test_rows_to_evaluate_have_whole_images(folder):
+    """Damage in the middle of a file shows before anything is trained."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "2.png")
+    content = bytearray((folder / "2.png").read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    (folder / "2.png").write_bytes(content)
+    rows = [{"question": "What?", "answer": "x", "image": f"{n}.png"} for n in (1, 2)]
+    assert len(read(folder, *rows)[0]) == 2
+    (example,), left_out = read(folder, *rows, whole=True)
+    assert (example.images[0].name, left_out) == ("1.png", {BAD_IMAGE: 1})
+    config = DataConfig(
+        train=write_rows(folder / "t.jsonl", [rows[0], {"question": "A?", "answer": "x"}] * 2),
+        eval=write_rows(folder / "e.jsonl", rows),
+    )
+    assert read_examples(config).left_out["evaluation"] == {BAD_IMAGE: 1}
 
 
 def test_images_can_be_left_out(folder):

@@ -93,10 +93,11 @@ def test_what_does_not_fit_with_its_images_is_left_out_not_cut(tokenizer, vision
 
 
 def test_a_text_that_says_image_without_one_is_counted(tokenizer, vision):
-    rows = [Example("What is <image>?", "x"), ASKED]
+    answers = Example("<image>\nWhat?", "<image>", images=FILE)
+    rows = [Example("What is <image>?", "x"), ASKED, answers]
     found = encode_all(rows, get_template("plain"), tokenizer, 90, vision=vision)
     assert len(found.rows) == 1
-    assert found.left_out == {OTHER_NUMBER: 1}
+    assert found.left_out == {OTHER_NUMBER: 2}
 
 
 def test_a_model_that_reads_text_alone_refuses_images(tokenizer):
