@@ -159,7 +159,9 @@ def test_rows_to_evaluate_have_whole_images(folder):
     (example,), left_out = read(folder, *rows, whole=True)
     assert (example.images[0].name, left_out) == ("1.png", {BAD_IMAGE: 1})
     config = DataConfig(
-        train=write_rows(folder / "t.jsonl", [rows[0], {"question": "A?", "answer": "x"}] * 2),
+        train=write_rows(
+            folder / "t.jsonl", [{"question": f"{n}?", "answer": "x"} for n in range(3)]
+        ),
         eval=write_rows(folder / "e.jsonl", rows),
     )
     assert read_examples(config).left_out["evaluation"] == {BAD_IMAGE: 1}
