@@ -185,7 +185,7 @@ def _leaves(found, part):
         ({"feature_layer": -9}, "vision_feature_layer must be from -4 to 3"),
         ({"language": "llava"}, "sees already"),
         ({"vision": "model"}, "a vision tower of model_type 'llama'"),
-        ({"vision": "nothing"}, "no such folder"),
+        ({"vision": "nothing"}, "no such folder; fetch a tower first"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(folder, tmp_path, given, message):

@@ -87,13 +87,16 @@ def read_llava_config(path: Path) -> LlavaConfig:
     if raw.get("model_type") != "llava":
         raise DoraError(f"{path}: a model of type {raw.get('model_type')!r}; supported: 'llava'")
     given = {name: value for name, value in raw.items() if value is not None}
+    for part in ("text_config", "vision_config"):
+        if not isinstance(given.get(part, {}), dict):
+            raise DoraError(f"{path}: {part} must be an object; got {given[part]!r}. {AGAIN}")
     text = _TEXT_DEFAULTS | given.get("text_config", {})
     # Its type says what kind it is; the head is the whole model's.
     text.pop("architectures", None)
     text["tie_word_embeddings"] = given.get("tie_word_embeddings", False)
     layers = given.get("vision_feature_layer", -2)
     strategy = given.get("vision_feature_select_strategy", "default")
-    if strategy not in _SELECTIONS:
+    if not isinstance(strategy, str) or strategy not in _SELECTIONS:
         raise DoraError(
             f"{path}: vision_feature_select_strategy must be one of {', '.join(_SELECTIONS)}; got "
             f"{strategy!r}"

@@ -54,6 +54,11 @@ def join_parts(
         DoraError: when a part cannot be read or does not fit, or the folder cannot be written.
     """
     check_free_name(out)
+    if not vision.is_dir():
+        raise DoraError(
+            f"{vision}: no such folder; fetch a tower first, such as: hf download "
+            "openai/clip-vit-large-patch14-336 --local-dir clip-vit-large-patch14-336"
+        )
     tower, tower_params = read_vision_folder(vision)
     base = load_pretrained(language)
     if not isinstance(base.config, LlamaConfig):

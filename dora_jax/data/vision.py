@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dora_jax.data.images import ImageProcessor, open_image
+from dora_jax.errors import DoraError
 
 # In a text, where an image stands.
 IMAGE = "<image>"
@@ -63,8 +64,16 @@ class Vision:
 
         Raises:
             BrokenImageError: when it is missing or no image that can be read.
+            DoraError: when the processor makes images of another shape than the model takes.
         """
-        return self.processor([open_image(path)])[0]
+        found = self.processor([open_image(path)])[0]
+        if found.shape != self.shape:
+            raise DoraError(
+                f"the model's image processor (size {self.processor.size}, crop "
+                f"{self.processor.crop}) makes an image {found.shape}, and its vision tower takes "
+                f"{self.shape}: mend preprocessor_config.json"
+            )
+        return found
 
 
 def expand(

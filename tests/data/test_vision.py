@@ -1,5 +1,7 @@
 """Images in texts: as many tokens as they are, and opened when they are needed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ pytest.importorskip("PIL", reason="the vision extra is not installed")
 
 from dora_jax.data.encode import encode_all
 from dora_jax.data.examples import Example, Turn
-from dora_jax.data.images import BrokenImageError
+from dora_jax.data.images import BrokenImageError, ImageProcessor
 from dora_jax.data.prompts import get_template
 from dora_jax.data.row_images import OTHER_NUMBER
 from dora_jax.data.vision import ImageFile, Picture, expand, fill_up, with_marks
@@ -34,6 +36,13 @@ def test_a_picture_is_an_array_when_it_is_needed(tmp_path):
         np.asarray(picture)
     draw(tmp_path / "late.png", 51)
     np.testing.assert_allclose(np.asarray(picture), grey(51), atol=1e-6)
+
+
+def test_a_processor_of_another_size_than_the_tower_is_named(tmp_path):
+    draw(tmp_path / "a.png", 1)
+    small = dataclasses.replace(VISION, processor=ImageProcessor(size=8, crop=(8, 8)))
+    with pytest.raises(DoraError, match=r"makes an image \(8, 8, 3\), and its vision tower takes"):
+        small.pixels(tmp_path / "a.png")
 
 
 def test_rows_with_fewer_images_are_filled_up(tmp_path):

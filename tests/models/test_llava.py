@@ -220,6 +220,11 @@ def test_parts_that_do_not_fit_are_refused(read, changes, message):
         ({"model_type": "blip"}, r"a model of type 'blip'; supported: 'llava'"),
         ({"vision_feature_select_strategy": "half"}, "must be one of default, full; got 'half'"),
         ({"text_config": {"model_type": "gpt2"}}, "model_type 'gpt2'; supported"),
+        ({"text_config": "llama"}, "text_config must be an object; got 'llama'"),
+        (
+            {"vision_feature_select_strategy": ["full"]},
+            r"must be one of default, full; got \['full",
+        ),
         ({"vision_config": {"model_type": "dino"}}, "a vision tower of model_type 'dino'"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act must be 'gelu'"),
     ],
