@@ -101,6 +101,7 @@ def test_the_command_for_scienceqa_s_subset(tmp_path, monkeypatch, capsys):
     _, rows = command(monkeypatch, capsys, tmp_path, *files)
     assert [row.get("image") for row in rows] == [None, "test/2/image.png"]
     assert "image" not in rows[0]
+    (tmp_path / "p.jsonl").unlink()
     _, rows = command(monkeypatch, capsys, tmp_path, *files, "--only-with-image")
     assert [row["question_id"] for row in rows] == ["2"]
 
