@@ -6,6 +6,7 @@ import re
 import pytest
 
 from dora_jax.comparison.arms import make_arms
+from dora_jax.comparison.compare import _runs
 from dora_jax.errors import DoraError
 from dora_jax.training.config import (
     AdapterConfig,
@@ -213,3 +214,22 @@ def test_settings_of_an_arm_name_its_own_values_alone():
     # The rate of a run is that of its part.
     elsewhere = dataclasses.replace(config, name="other", seeds=(1, 2), optim=OptimConfig())
     assert make_arms(elsewhere)[0].settings() == settings
+
+
+def test_a_dear_variant_is_run_with_the_first_seeds_alone():
+    dear = {"train.method": "full", "compare.first_seeds": 2}
+    config = experiment(seeds=(5, 3, 8), variants={"Full": dear, "LoRA": {"train.method": "lora"}})
+    full, lora = make_arms(config)
+    assert full.seeds == (5, 3)
+    assert lora.seeds == (5, 3, 8)
+    runs = [(run.arm.name, run.seed) for run in _runs(config, [full, lora], {})]
+    assert runs == [("full", 5), ("lora", 5), ("full", 3), ("lora", 3), ("lora", 8)]
+
+
+def test_arms_of_other_seeds_are_two():
+    variants = {
+        "A": {"train.method": "lora", "compare.first_seeds": 1},
+        "B": {"train.method": "lora"},
+    }
+    assert len(make_arms(experiment(seeds=(0, 1), variants=variants))) == 2
+    assert len(make_arms(experiment(seeds=(0,), variants=variants))) == 1

@@ -57,6 +57,11 @@ class ArmPlan:
         compare, given = self.config.compare, self.config.optim.learning_rate
         return compare.learning_rates if compare.search_steps else (given,)
 
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds that it is run with."""
+        return self.config.seeds[: self.config.compare.first_seeds or None]
+
     def settings(self) -> dict[str, Any]:
         """Return what its result depends on but seed and rate, as plain JSON.
 
@@ -85,7 +90,8 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
         for values in points:
             arm = _arm(name, label, base, dict(zip(config.grid, values, strict=True)))
             # The first of those that train alike stands for all.
-            found.setdefault(json.dumps([arm.settings(), arm.rates], sort_keys=True), arm)
+            identity = [arm.settings(), arm.rates, arm.seeds]
+            found.setdefault(json.dumps(identity, sort_keys=True), arm)
     arms = tuple(found.values())
     names = [arm.name for arm in arms]
     repeated = {name for name in names if names.count(name) > 1}

@@ -229,6 +229,7 @@ def _runs(config: ExperimentConfig, arms: Sequence[ArmPlan], rates: dict[str, fl
         Part("run", arm, seed, rates.get(arm.name, arm.config.optim.learning_rate))
         for seed in config.seeds
         for arm in arms
+        if seed in arm.seeds
     ]
 
 

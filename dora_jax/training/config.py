@@ -56,6 +56,8 @@ Executor = Literal["here", "processes", "ray", "slurm"]
 # the batches, and where the images are (which are told by their names and sizes).
 NO_RESULT = ("out", "mesh", "track", "profile", "execute", "published")
 WORK_ALONE = ("read_ahead", "workers", "image_folder")
+# What a variant may change beside what a grid may.
+OF_A_VARIANT = ("train.method", "compare.learning_rates", "compare.first_seeds")
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class CompareConfig:
     pairs: tuple[tuple[str, str], ...] = ()
     """Arms to hold against each other beside those of one point of the grid, by name:
     dora-rank8 lora-rank16."""
+    first_seeds: int = 0
+    """Of a variant that is dear: run it with so many of the seeds alone, the first; 0 is all."""
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "compare.methods", self.methods, "at least one method")
@@ -98,6 +102,7 @@ class CompareConfig:
             "rates that differ in their first six digits",
         )
         require(self.search_steps >= 0, "compare.search_steps", self.search_steps, "at least 0")
+        require_count("compare.first_seeds", self.first_seeds, least=0)
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ class ExperimentConfig:
             raise DoraError(f"grid: {', '.join(paths)}: each field may vary once")
         for name, fields in variants:
             for path, _ in fields:
-                if path not in ("train.method", "compare.learning_rates"):
+                if path not in OF_A_VARIANT:
                     require_varies(f"variant {name!r}", path)
 
     def settings(self) -> dict[str, Any]:
