@@ -58,7 +58,7 @@ def study(name: str, form: str, **changes: Any) -> ExperimentConfig:
         form=form,  # type: ignore[arg-type]
         train_rows=30_000,  # all of them
         validation_rows=60,
-        eval_rows=280 if is_cloze else 140,
+        eval_rows=560 if is_cloze else 140,
         prompt="plain" if is_cloze else "alpaca",
         max_length=256,
         packing="pack",
