@@ -7,6 +7,9 @@ sequences while the prompt is computed once:
     tokens     p p p p a a b b b
     positions  0 1 2 3 4 5 4 5 6
     segments   0 0 0 0 1 1 2 2 2
+
+Of an encoder-decoder the prompt is the token that its texts begin behind, and all continuations
+are written to one source.
 """
 
 import functools
@@ -20,13 +23,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from dora_jax.data.padding import round_up
+from dora_jax.data.source_rows import lay_out_source
 from dora_jax.data.vision import fill_up
 from dora_jax.errors import DoraError
 from dora_jax.generation.api import with_images
 from dora_jax.generation.buckets import bucket
 from dora_jax.generation.text import TextTokenizer
 from dora_jax.models.attention import PADDING, SHARED
-from dora_jax.models.build import Decoder
+from dora_jax.models.bart import Bart
+from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
 from dora_jax.sharding import fetch, replicate, split_rows
 
@@ -41,15 +46,22 @@ class Request(NamedTuple):
         prompt: each of its images as many tokens as it is.
         continuations: of it.
         images: of the prompt, in the order of their tokens: arrays, or what numpy takes for such.
+        source: what the encoder reads, of a model that has one.
     """
 
     prompt: Sequence[int]
     continuations: Sequence[Sequence[int]]
     images: Sequence[Any] = ()
+    source: Sequence[int] = ()
 
     @property
     def length(self) -> int:
         """The number of tokens that scoring it takes."""
+        return len(self.source) + self.width
+
+    @property
+    def width(self) -> int:
+        """The number of them that are fed behind each other."""
         return len(self.prompt) + sum(map(len, self.continuations))
 
 
@@ -89,6 +101,7 @@ class _Layout(NamedTuple):
         sources: (B, T) places in the row whose next token is scored.
         targets: (B, T) those next tokens.
         images: (B, M, height, width, channels) of the prompts; None where none has any.
+        source: what the encoder reads, of a model that has one.
     """
 
     tokens: Any
@@ -97,10 +110,11 @@ class _Layout(NamedTuple):
     sources: Any
     targets: Any
     images: Any = None
+    source: Any = None
 
 
 def _lay_out(
-    model: Decoder, requests: Sequence[Request], size: int, length: int, scored: int
+    model: Writer, requests: Sequence[Request], size: int, length: int, scored: int
 ) -> _Layout:
     """Return requests as the first of `size` rows; the last one is repeated."""
     tokens = np.full((size, length), _ANY_TOKEN, np.int32)
@@ -109,7 +123,7 @@ def _lay_out(
     sources = np.zeros((size, scored), np.int32)
     targets = np.zeros((size, scored), np.int32)
     filled = [*requests, *[requests[-1]] * (size - len(requests))]
-    for i, (prompt, continuations, _) in enumerate(filled):
+    for i, (prompt, continuations, *_) in enumerate(filled):
         start = len(prompt)
         tokens[i, :start] = prompt
         positions[i, :start] = np.arange(start)
@@ -128,14 +142,20 @@ def _lay_out(
     if isinstance(model, Llava) and any(request.images for request in requests):
         own = [*(request.images for request in requests), *[()] * (size - len(requests))]
         images = fill_up(own, model.config.image_shape)
-    return _Layout(tokens, positions, segments, sources, targets, images)
+    source = None
+    if isinstance(model, Bart):
+        longest = max(len(request.source) for request in requests)
+        read = min(round_up(longest, _LENGTH_MULTIPLE), model.config.context_length)
+        source = lay_out_source([request.source for request in filled], read)
+    return _Layout(tokens, positions, segments, sources, targets, images, source)
 
 
 @functools.partial(jax.jit, static_argnames="model")
 def _log_probs(
-    model: Decoder, variables: Any, layout: _Layout
+    model: Writer, variables: Any, layout: _Layout
 ) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
-    seen = {} if layout.images is None else {"images": layout.images}
+    beside = {"images": layout.images, "source": layout.source}
+    seen = {name: given for name, given in beside.items() if given is not None}
     hidden_BLD, _ = model.apply(
         variables,
         layout.tokens,
@@ -152,7 +172,7 @@ def _log_probs(
 
 
 def score_tokens(
-    model: Decoder,
+    model: Writer,
     variables: dict[str, Any],
     requests: Sequence[Request],
     batch_size: int,
@@ -180,8 +200,8 @@ def score_tokens(
         indices = order[start : start + batch_size]
         batch = [requests[i] for i in indices]
         # Every batch of one length has one shape.
-        length = round_up(max(request.length for request in batch), _LENGTH_MULTIPLE)
-        scored = bucket(max(request.length - len(request.prompt) for request in batch), 8)
+        length = round_up(max(request.width for request in batch), _LENGTH_MULTIPLE)
+        scored = bucket(max(request.width - len(request.prompt) for request in batch), 8)
         layout = split_rows(_lay_out(model, batch, batch_size, length, scored))
         values, greedy = fetch(_log_probs(model, variables, layout))
         for row, i in enumerate(indices):
@@ -194,7 +214,7 @@ def score_tokens(
 
 
 def score(
-    model: Decoder,
+    model: Writer,
     params: Any,
     prompts: Sequence[str] | Sequence[Sequence[int]],
     continuations: Sequence[Sequence[str]] | Sequence[Sequence[Sequence[int]]],
@@ -276,7 +296,7 @@ def _cut(prompt: Any, continuations: Sequence[Any], tokenizer: TextTokenizer | N
     return Request([*start, *shared], [ids[len(shared) :] for ids in whole])
 
 
-def _check(model: Decoder, number: int, request: Request) -> None:
+def _check(model: Writer, number: int, request: Request) -> None:
     if not request.prompt:
         raise DoraError(f"prompt {number + 1} is empty: nothing to continue")
     context = model.config.text.context_length

@@ -1,4 +1,8 @@
-"""BART in Hugging Face folders: config, names, weights; read and written."""
+"""BART in Hugging Face folders, and VL-BART in such of its own: config, names, weights.
+
+`transformers` has no VL-BART. Its folders here are those of BART, of model type `vl_bart`, with the
+visual embedding's shape in the config and its tensors under their published names.
+"""
 
 import json
 from collections.abc import Iterable
@@ -24,8 +28,9 @@ from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.errors import DoraError
 from dora_jax.models.bart import POSITION_OFFSET
 from dora_jax.models.bart_config import SIZES, BartConfig
+from dora_jax.models.vlbart import BOX_SIZE, VLBartConfig
 
-ARCHITECTURE = "BartForConditionalGeneration"
+ARCHITECTURES = {"bart": "BartForConditionalGeneration", "vl_bart": "VLBart"}
 # As it is written, and in the files of a bare `BartModel`, of which BART-base's are.
 _PREFIXES = ("model.", "")
 # The one embedding, by all of the names that files have for it; the head is never prefixed.
@@ -33,6 +38,7 @@ _EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_to
 _HEAD = "lm_head.weight"
 _LOGITS_BIAS = "final_logits_bias"
 _WRITTEN = (*SIZES, "scale_embedding", "bos_token_id", "pad_token_id", "decoder_start_token_id")
+_VISUAL = ("feature_size", "max_images", "image_tokens", "layout", "pooling")
 # What a `config.json` may say of generation.
 _GENERATION = (
     "bos_token_id",
@@ -76,27 +82,36 @@ class BartFolder(NamedTuple):
     generation: dict[str, Any]
 
 
+def is_bart(folder: Path) -> bool:
+    """Whether a folder holds a BART, or a VL-BART."""
+    return hf_config.read_raw(folder / hf_config.FILE).get("model_type") in ARCHITECTURES
+
+
 def read_bart_config(path: Path) -> BartConfig:
-    """Read a `config.json` of BART.
+    """Read a `config.json` of BART, or of VL-BART.
 
     Raises:
         DoraError: when it is missing or broken, or describes what is not supported.
     """
     raw = hf_config.read_raw(path)
-    if raw.get("model_type") != "bart":
-        raise DoraError(f"{path}: a model of type {raw.get('model_type')!r}; supported: 'bart'")
+    if raw.get("model_type") not in ARCHITECTURES:
+        allowed = ", ".join(map(repr, ARCHITECTURES))
+        raise DoraError(f"{path}: a model of type {raw.get('model_type')!r}; supported: {allowed}")
+    sees = raw["model_type"] == "vl_bart"
+    kind, sizes = (VLBartConfig, (*SIZES, *_VISUAL)) if sees else (BartConfig, SIZES)
     for name, allowed in _FIXED.items():
         if raw.get(name, allowed) != allowed:
             raise DoraError(
                 f"{path}: {name} {raw[name]!r} is not supported; the one that is: {allowed!r}"
             )
-    given = {name: raw[name] for name in _WRITTEN if raw.get(name) is not None}
-    lacking = [name for name in SIZES if name not in given]
+    names = (*_WRITTEN, *_VISUAL) if sees else _WRITTEN
+    given = {name: raw[name] for name in names if raw.get(name) is not None}
+    lacking = [name for name in sizes if name not in given]
     if lacking:
         raise DoraError(f"{path}: lacks {', '.join(lacking)}. {AGAIN}")
     ends = raw.get("eos_token_id", 2)
     try:
-        return BartConfig(**given, eos_token_id=tuple(ends) if isinstance(ends, list) else (ends,))
+        return kind(**given, eos_token_id=tuple(ends) if isinstance(ends, list) else (ends,))
     except (TypeError, ValueError) as error:
         raise DoraError(f"{path}: {error}. {AGAIN}") from None
 
@@ -143,7 +158,32 @@ def bart_tensors(config: BartConfig, prefix: str = _PREFIXES[0]) -> list[Tensor]
         table += dense(f"{part}/layers/fc1", layers, D, width)
         table += dense(f"{part}/layers/fc2", layers, width, D)
         table += norm(f"{part}/layers/final_layer_norm", layers)
+    if isinstance(c, VLBartConfig):
+        table += _visual_tensors(c, f"{prefix}encoder.visual_embedding.")
     return table
+
+
+def _visual_tensors(config: VLBartConfig, prefix: str) -> list[Tensor]:
+    """Return the tensors of the visual embedding; its places are tokens of the vocabulary."""
+    D = config.d_model
+    table = []
+    for dense, norm, size in (
+        ("feat_embedding", "feat_layer_norm", config.feature_size),
+        ("absolute_vis_pos_embedding", "absolute_vis_pos_layer_norm", BOX_SIZE),
+    ):
+        for path, name, shape in (
+            (f"{dense}/kernel", f"{dense}.0.weight", (size, D)),
+            (f"{dense}/bias", f"{dense}.0.bias", (D,)),
+            (f"{norm}/scale", f"{dense}.1.weight", (D,)),
+            (f"{norm}/bias", f"{dense}.1.bias", (D,)),
+        ):
+            table.append(Tensor(f"visual_embedding/{path}", prefix + name, "", shape))
+    order = "img_order_embedding"
+    shape = (config.max_images, D)
+    return [
+        *table,
+        Tensor(f"visual_embedding/{order}/embedding", f"{prefix}{order}.weight", "", shape),
+    ]
 
 
 def _spelt(config: BartConfig, names: Iterable[str]) -> tuple[list[Tensor], list[str]]:
@@ -164,7 +204,7 @@ def _spelt(config: BartConfig, names: Iterable[str]) -> tuple[list[Tensor], list
 def read_bart_folder(
     path: str | Path, dtype: Any = "float32", sharding: Shardings | None = None
 ) -> BartFolder:
-    """Read a `BartForConditionalGeneration`, or a `BartModel`.
+    """Read a `BartForConditionalGeneration`, a `BartModel`, or a VL-BART.
 
     Args:
         path: the folder.
@@ -215,7 +255,7 @@ def write_bart_folder(
     generation: dict[str, Any] | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write a model as a folder that `BartForConditionalGeneration` loads.
+    """Write a model as a folder; of a BART, one that `BartForConditionalGeneration` loads.
 
     Args:
         path: the folder; must not exist, or be empty.
@@ -231,11 +271,13 @@ def write_bart_folder(
     """
     wanted = parse_dtype(dtype)
     ends = list(config.eos_token_id)
+    sees = isinstance(config, VLBartConfig)
+    model_type = "vl_bart" if sees else "bart"
     fields = {
-        "architectures": [ARCHITECTURE],
-        "model_type": "bart",
+        "architectures": [ARCHITECTURES[model_type]],
+        "model_type": model_type,
         "is_encoder_decoder": True,
-        **{name: getattr(config, name) for name in _WRITTEN},
+        **{name: getattr(config, name) for name in (*_WRITTEN, *(_VISUAL if sees else ()))},
         "eos_token_id": ends[0] if len(ends) == 1 else ends,
         "activation_function": "gelu",
         "tie_word_embeddings": True,

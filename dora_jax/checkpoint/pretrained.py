@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dora_jax.checkpoint import hub
 from dora_jax.checkpoint.assemble import Shardings
+from dora_jax.checkpoint.bart import is_bart, read_bart_folder, write_bart_folder
 from dora_jax.checkpoint.gguf import read_gguf
 from dora_jax.checkpoint.hf import read_generation_config, read_hf_folder, write_hf_folder
 from dora_jax.checkpoint.llava import is_llava, read_llava_folder, write_llava_folder
@@ -20,7 +21,8 @@ from dora_jax.data.images import ImageProcessor
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vision import Vision
 from dora_jax.errors import DoraError
-from dora_jax.models.build import DecoderConfig
+from dora_jax.models.bart_config import BartConfig
+from dora_jax.models.build import WriterConfig
 from dora_jax.models.llava import LlavaConfig
 
 
@@ -39,7 +41,7 @@ class Pretrained:
         processor: of images, where it sees.
     """
 
-    config: DecoderConfig
+    config: WriterConfig
     params: dict[str, Any]
     tokenizer: Tokenizer
     source: str
@@ -62,8 +64,16 @@ class Pretrained:
         """The prompt template that it was tuned with, as far as that can be told: see `prompts`."""
         if self.tokenizer.chat_template:
             return "chat"
+        if self.start_token is not None:
+            return "none"
         # LLaVA-1.5's first folders have none.
         return "vicuna" if isinstance(self.config, LlavaConfig) else None
+
+    @property
+    def start_token(self) -> int | None:
+        """What its texts begin behind, where an encoder reads the prompt; else None."""
+        config = self.config
+        return config.decoder_start_token_id if isinstance(config, BartConfig) else None
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -157,6 +167,11 @@ def load_pretrained(
     else:
         origin = name = str(path.absolute())
     if path.is_dir():
+        if is_bart(path):
+            read = read_bart_folder(path, dtype, sharding)
+            return Pretrained(
+                read.config, read.params, read.tokenizer, origin, name, read.generation
+            )
         generation = read_generation_config(path)  # before the long work
         if is_llava(path):
             seen = read_llava_folder(path, dtype, sharding)
@@ -171,7 +186,7 @@ def load_pretrained(
 
 
 def write_pretrained(path: Path, pretrained: Pretrained, dtype: Any = "float32") -> None:
-    """Write a model as a Hugging Face folder: see `write_hf_folder` and `write_llava_folder`.
+    """Write a model as a folder: see `write_hf_folder`, `write_llava_folder`, `write_bart_folder`.
 
     Args:
         path: the folder; must not exist, or be empty.
@@ -188,5 +203,7 @@ def write_pretrained(path: Path, pretrained: Pretrained, dtype: Any = "float32")
         write_llava_folder(
             path, config, *given, processor=pretrained.processor, generation=generation
         )
+    elif isinstance(config, BartConfig):
+        write_bart_folder(path, config, *given, generation=generation)
     else:
         write_hf_folder(path, config, *given, generation=generation)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from dora_jax.analysis.formatting import percent_interval
 from dora_jax.analysis.statistics import accuracy_interval
 from dora_jax.checkpoint.adapter import AdapterInfo, load_model
-from dora_jax.comparison.workbench import check_length, rounded
+from dora_jax.comparison.workbench import check_length, rounded, sight_of
 from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Task, encode_task
@@ -45,7 +45,12 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     params = rounded(loaded.merged(), config.model)
     check_length(config, pretrained)
     task = encode_task(
-        examples, config.data, pretrained.tokenizer, config.evaluation, pretrained.vision
+        examples,
+        config.data,
+        pretrained.tokenizer,
+        config.evaluation,
+        sight_of(pretrained, config.data),
+        pretrained.start_token,
     )
     plain = build_model(pretrained.config, dtype=jnp.dtype(config.model.dtype))
     with WorkProgress(task.tokens("evaluation")) as progress:

@@ -27,7 +27,7 @@ from dora_jax.comparison.workbench import Workbench
 from dora_jax.cost import step_cost
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
-from dora_jax.models.build import Decoder
+from dora_jax.models.build import Writer
 from dora_jax.models.llama import param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.processes import all_arrive, is_first
@@ -345,7 +345,7 @@ def _describe(row: Row, steps: int) -> str:
     return f"step {row['step']}/{steps}, loss {loss}, {speed}"
 
 
-def _start(base: Params, model: Decoder, rules: AdapterRules, seed: int) -> Params:
+def _start(base: Params, model: Writer, rules: AdapterRules, seed: int) -> Params:
     """Return the adapted model's parameters at the start, fresh adapters beside their kernels."""
     shapes = param_shapes(model)
     where = param_shardings(run_mesh(), shapes, model.sharding_rules, rules)

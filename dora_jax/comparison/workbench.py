@@ -11,15 +11,19 @@ import jax.numpy as jnp
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.comparison.arms import ArmPlan
 from dora_jax.data.examples import Split
+from dora_jax.data.feature_store import open_features
+from dora_jax.data.features import FeatureVision
 from dora_jax.data.splits import Examples, read_examples
+from dora_jax.data.vision import Sight
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, encode_task
-from dora_jax.models.build import SHARDING, Decoder, build_model
+from dora_jax.models.build import SHARDING, Writer, build_model
 from dora_jax.models.llama import param_shapes
+from dora_jax.models.vlbart import VLBartConfig
 from dora_jax.partition import Params, trainable_mask
 from dora_jax.sharding import run_mesh
 from dora_jax.spec import AdapterRules
-from dora_jax.training.config import ExperimentConfig, ModelConfig
+from dora_jax.training.config import DataConfig, ExperimentConfig, ModelConfig
 from dora_jax.training.placement import weight_sharding
 
 
@@ -40,11 +44,11 @@ class Workbench:
     task: Task
 
     @functools.cached_property
-    def plain(self) -> Decoder:
+    def plain(self) -> Writer:
         """The model without adapters."""
         return build_model(self.pretrained.config, dtype=jnp.dtype(self.config.model.dtype))
 
-    def adapted(self, rules: AdapterRules) -> Decoder:
+    def adapted(self, rules: AdapterRules) -> Writer:
         """The model with adapters."""
         model = self.config.model
         return build_model(
@@ -100,9 +104,27 @@ class Workbenches:
                 config.data,
                 pretrained.tokenizer,
                 config.evaluation,
-                pretrained.vision,
+                sight_of(pretrained, config.data),
+                pretrained.start_token,
             )
         return Workbench(config, pretrained, weights, self._tasks[key])
+
+
+def sight_of(pretrained: Pretrained, data: DataConfig) -> Sight | None:
+    """Return what a model takes for the images of the data; None where it reads text alone.
+
+    Raises:
+        DoraError: when the data have features and the model does not read them.
+    """
+    config = pretrained.config
+    if data.features is None:
+        return pretrained.vision
+    if not isinstance(config, VLBartConfig):
+        raise DoraError(
+            f"data.features is for models that read features of images, and {pretrained.name} does "
+            "not: leave it out, or name a VL-BART (--model.name)"
+        )
+    return FeatureVision(open_features(data.features), config)
 
 
 def load_weights(model: ModelConfig) -> tuple[Pretrained, str]:

@@ -2,17 +2,50 @@
 
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dora_jax.data.examples import BadImages
+from dora_jax.data.features import FeatureVision
 from dora_jax.data.images import BrokenImageError
 from dora_jax.data.train_rows import TrainRow
-from dora_jax.data.vision import Vision, fill_up
+from dora_jax.data.vision import Sight, Vision, fill_up
 from dora_jax.errors import DoraError
+from dora_jax.models.source import Visual
 
 _log = logging.getLogger(__name__)
+
+
+class OpensImages(Protocol):
+    """How a batch's images are opened: `BatchImages`, or `BatchFeatures`."""
+
+    def open(
+        self, places: Sequence[Sequence[TrainRow]], most: int
+    ) -> tuple[Sequence[Sequence[TrainRow]], Any]:
+        """Return the sequences and, with as many places for images in a row, what was opened."""
+        ...
+
+
+def batch_images(vision: Sight, bad: BadImages) -> OpensImages:
+    """Return how the images of training batches are opened, by what the model takes for one."""
+    if isinstance(vision, FeatureVision):
+        return BatchFeatures(vision)
+    assert isinstance(vision, Vision)
+    return BatchImages(vision, bad)
+
+
+class BatchFeatures(NamedTuple):
+    """How a batch's features are opened; all of them were looked for when the rows were read."""
+
+    vision: FeatureVision
+
+    def open(
+        self, places: Sequence[Sequence[TrainRow]], most: int
+    ) -> tuple[Sequence[Sequence[TrainRow]], Visual]:
+        """Open the features of a batch; a row without images has places that hold nothing."""
+        rows = [[f for row in own for f in self.vision.pictures(row.images)] for own in places]
+        return places, self.vision.stack(rows, most)
 
 
 class BatchImages(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dora_jax.data.batch_images import BatchImages
+from dora_jax.data.batch_images import OpensImages
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.examples import TrainOn
 from dora_jax.data.order import MixedOrder, Recent, ShuffledOrder
@@ -79,7 +79,7 @@ class StepBatches(abc.ABC):
         train_on: TrainOn = "answers",
         order: Order | None = None,
         share: Share = Share(),  # noqa: B008 - immutable
-        images: BatchImages | None = None,
+        images: OpensImages | None = None,
     ):
         self._rows = train_rows(rows, eos_id, train_on)
         self._ids = [row.where or f"row {n} to train on" for n, row in enumerate(rows, 1)]
@@ -102,9 +102,12 @@ class StepBatches(abc.ABC):
         if not self._most_images:
             return lay_out(places, *how, self._eos_id)
         assert self._images is not None, "rows are encoded for a model that sees their images"
-        places, images = self._images.open(places, self._most_images)
-        seen: Any = images
-        return lay_out(places, *how, self._eos_id)._replace(images=seen)
+        places, opened = self._images.open(places, self._most_images)
+        seen: Any = opened
+        batch = lay_out(places, *how, self._eos_id)
+        if batch.source is not None:
+            return batch._replace(source=batch.source._replace(visual=seen))
+        return batch._replace(images=seen)
 
     @abc.abstractmethod
     def held(self, step: int, places: Sequence[int]) -> list[list[int]]:

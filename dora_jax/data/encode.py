@@ -11,7 +11,7 @@ from dora_jax.data.formats import LeftOut
 from dora_jax.data.prompts import PromptTemplate
 from dora_jax.data.row_images import OTHER_NUMBER
 from dora_jax.data.tokenizer import Tokenizer
-from dora_jax.data.vision import ImageFile, Vision
+from dora_jax.data.vision import ImageFile, Sight, Vision
 from dora_jax.errors import DoraError
 
 REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
@@ -34,6 +34,8 @@ class EncodedRow:
         source: the example's.
         where: the example's.
         images: the example's; in `prompt` each is as many tokens as the model sees it by.
+        start: of an encoder-decoder the token that its texts begin behind: the encoder reads the
+            prompt, and the answer is a text of its own. None where it goes on after the prompt.
     """
 
     prompt: tuple[int, ...]
@@ -49,6 +51,7 @@ class EncodedRow:
     source: int = field(default=0, repr=False)
     where: str = field(default="", repr=False, compare=False)
     images: tuple[ImageFile, ...] = field(default=(), repr=False)
+    start: int | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,8 @@ def encode_all(
     tokenizer: Tokenizer,
     max_length: int,
     too_long: TooLong = "drop",
-    vision: Vision | None = None,
+    vision: Sight | None = None,
+    start: int | None = None,
 ) -> Encoded:
     """Encode examples.
 
@@ -86,10 +90,11 @@ def encode_all(
             rows that a cut would leave without their answer, without one of their options, or,
             where they have images, without a part of their prompt.
         vision: the model's, where it sees.
+        start: see `EncodedRow`; prompt and answer then have `max_length` tokens each.
 
     Raises:
         DoraError: for a row that is too long, under `error`; rows with images for a model that
-            reads text alone.
+            reads text alone; conversations for an encoder-decoder.
     """
     if any(e.turns for e in examples) and template.is_chat:
         tokenizer.require_chat_template()
@@ -98,6 +103,8 @@ def encode_all(
             f"{seeing.where or 'a row'}: has images, and this model reads text alone: name one "
             "that sees (--model.name), or leave the images out (--data.images leave_out)"
         )
+    if start is not None:
+        _require_questions(examples)
     rows: list[EncodedRow] = []
     left_out: Counter[str] = Counter()
     cut: Counter[str] = Counter()
@@ -108,6 +115,8 @@ def encode_all(
         try:
             row = _encode(example, template, tokenizer, ids_of)
             row = _with_images(row, example, vision)
+            if start is not None:
+                row = _apart(row, tokenizer, start)
         except DoraError:
             if not example.turns:
                 raise
@@ -169,10 +178,10 @@ def _encode(
     )
 
 
-def _with_images(row: EncodedRow, example: Example, vision: Vision | None) -> EncodedRow:
+def _with_images(row: EncodedRow, example: Example, vision: Sight | None) -> EncodedRow:
     """Return a row in which each image is as many tokens as the model sees it by."""
-    if vision is None:
-        return row
+    if not isinstance(vision, Vision):
+        return replace(row, images=example.images)
     others = (row.answer, *row.options)
     if vision.count(row.prompt) != len(example.images) or any(map(vision.count, others)):
         raise LeftOut(OTHER_NUMBER)
@@ -180,8 +189,41 @@ def _with_images(row: EncodedRow, example: Example, vision: Vision | None) -> En
     return replace(row, prompt=tuple(prompt), earlier=tuple(earlier), images=example.images)
 
 
+def _require_questions(examples: Sequence[Example]) -> None:
+    """Check that each row is one text and its answer.
+
+    Raises:
+        DoraError: naming the first that is not.
+    """
+    for number, example in enumerate(examples, 1):
+        if example.turns or example.is_text:
+            what = "a conversation" if example.turns else "plain text, without a question"
+            raise DoraError(
+                f"{example.where or f'row {number}'}: is {what}, and an encoder-decoder writes one "
+                "answer to one text: give rows with an instruction and an output"
+            )
+
+
+def _apart(row: EncodedRow, tokenizer: Tokenizer, start: int) -> EncodedRow:
+    """Return a row whose prompt and answers are whole texts, each with its beginning and end."""
+    before = tuple(tokenizer.start_ids)
+    return replace(
+        row,
+        prompt=(*row.prompt, *tokenizer.final_ids),
+        answer=(*before, *row.answer),
+        options=tuple((*before, *ids) for ids in row.options),
+        start=start,
+    )
+
+
 def _length(row: EncodedRow) -> int:
-    return len(row.prompt) + max(map(len, (row.answer, *row.options))) + 1
+    answer = _longest_answer(row)
+    return len(row.prompt) + answer if row.start is None else max(len(row.prompt), answer)
+
+
+def _longest_answer(row: EncodedRow) -> int:
+    """Return the tokens of the longest answer, with the one that ends it."""
+    return max(map(len, (row.answer, *row.options))) + 1
 
 
 def _drop(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
@@ -190,8 +232,9 @@ def _drop(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
 
 def _cut_left(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
     """Take tokens from the prompt's beginning, behind the `start` tokens that begin every text."""
-    spare = _length(row) - max_length
-    if len(row.prompt) - start - spare < 1:
+    answer = _longest_answer(row)
+    spare = len(row.prompt) + (answer if row.start is None else 0) - max_length
+    if len(row.prompt) - start - spare < 1 or answer > max_length:
         return None
     moved = [(max(start, a - spare), b - spare) for a, b in row.earlier]
     return replace(
@@ -204,8 +247,8 @@ def _cut_left(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None
 def _cut_right(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
     """Take tokens from the answer's end, and the end token with them."""
     # As many tokens are fed as of a row that just fits, whose end token is predicted only.
-    left = max_length - 1 - len(row.prompt)
-    if left < 1 or row.options:
+    left = max_length - 1 - (len(row.prompt) if row.start is None else 0)
+    if left < 1 or row.options or len(row.prompt) > max_length:
         return None
     return replace(row, answer=row.answer[:left], is_cut=True)
 

@@ -46,6 +46,8 @@ class Example:
         source: which part of a mixture it comes from.
         where: the file and line that it was read from, where there is one.
         images: in the order of their `<image>` in the text.
+        metric: how a written answer is scored, one of `METRICS`; "" is word for word.
+        references: what else would be right: a caption's others, VQA's ten answers.
     """
 
     prompt: str
@@ -57,6 +59,8 @@ class Example:
     source: int = 0
     where: str = field(default="", compare=False)
     images: tuple[ImageFile, ...] = ()
+    metric: str = ""
+    references: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.options and self.answer not in self.options:

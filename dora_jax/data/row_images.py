@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.data.examples import BadImages, Example, Images
+from dora_jax.data.features import Features
 from dora_jax.data.formats import LeftOut
 from dora_jax.data.images import BrokenImageError, open_image
 from dora_jax.data.vision import IMAGE, ImageFile, with_marks
 from dora_jax.errors import DoraError
 
 OTHER_NUMBER = f"whose text has another number of {IMAGE} than the row has images"
+NO_FEATURES = "with an image whose features are missing"
 BAD_IMAGE = "with an image that is missing or cannot be read"
 # Named one by one; all are counted.
 _SHOWN = 20
@@ -30,6 +32,7 @@ class RowImages:
         bad: what happens where one is missing or broken.
         whole: whether all of each file is read to tell; else its head and its end.
         broken: how many were, so far.
+        features: of the images by their names, for models that read these and not the files.
     """
 
     folder: Path | None = None
@@ -37,6 +40,7 @@ class RowImages:
     bad: BadImages = "skip"
     whole: bool = False
     broken: int = 0
+    features: Features | None = None
 
     def add(self, example: Example, row: Any, where: str, folder: Path) -> Example:
         """Return an example with the images of its row.
@@ -60,6 +64,9 @@ class RowImages:
             return example
         if self.images == "leave_out":
             return _changed(example, [_without(text) for text in _texts(example)])
+        if self.features is not None:
+            found = tuple(self._features(self.features, name, where) for name in names)
+            return dataclasses.replace(example, images=found)
         texts = [_first(text) for text in _texts(example)]
         marks = sum(text.count(IMAGE) for text in texts)
         if not marks:
@@ -69,6 +76,19 @@ class RowImages:
             raise LeftOut(OTHER_NUMBER)
         files = tuple(self._file(name, folder, where) for name in names)
         return dataclasses.replace(_changed(example, texts), images=files)
+
+    def _features(self, features: Features, name: str, where: str) -> ImageFile:
+        if name in features:
+            return ImageFile(name, str(features.path), features.size)
+        if self.bad == "error":
+            raise DoraError(
+                f"{where}: {features.path} has no features of {name!r}; make them, or skip such "
+                "rows (--data.bad-images skip)"
+            )
+        self.broken += 1
+        if self.broken <= _SHOWN:
+            _log.warning("%s: left out: no features of %r", where, name)
+        raise LeftOut(NO_FEATURES)
 
     def _file(self, name: str, folder: Path, where: str) -> ImageFile:
         path = (self.folder or folder) / name

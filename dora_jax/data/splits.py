@@ -10,6 +10,7 @@ import numpy as np
 
 from dora_jax.data.cloze import cloze
 from dora_jax.data.examples import Example, Split
+from dora_jax.data.feature_store import open_features
 from dora_jax.data.order import shares
 from dora_jax.data.prompts import get_template
 from dora_jax.data.row_images import RowImages
@@ -111,7 +112,13 @@ def _read(
     source: str | Path, config: "DataConfig", whole_images: bool = False
 ) -> tuple[list[Example], dict[str, int]]:
     """Read a source in the form that is asked for."""
-    images = RowImages(config.image_folder, config.images, config.bad_images, whole_images)
+    images = RowImages(
+        config.image_folder,
+        config.images,
+        config.bad_images,
+        whole_images,
+        features=None if config.features is None else open_features(config.features),
+    )
     examples, left_out = read_source(source, images)
     if config.form == "as_given":
         return examples, left_out

@@ -19,12 +19,14 @@ class TrainRow(NamedTuple):
         positions: (M,) of the tokens whose next one is a label, ascending.
         targets: (M,) those next ones.
         images: of the sequence, in the order of their tokens.
+        source: (S,) what an encoder reads, `tokens` being its decoder's; empty for other models.
     """
 
     tokens: Int[np.ndarray, "n"]
     positions: Int[np.ndarray, "m"]
     targets: Int[np.ndarray, "m"]
     images: tuple[ImageFile, ...] = ()
+    source: Int[np.ndarray, "s"] = np.zeros(0, np.int32)
 
 
 def train_row(row: EncodedRow, eos_id: int, train_on: TrainOn = "answers") -> TrainRow:
@@ -35,17 +37,21 @@ def train_row(row: EncodedRow, eos_id: int, train_on: TrainOn = "answers") -> Tr
         eos_id: the token that ends an answer; learned, but where the answer was cut.
         train_on: `answers`, the earlier ones of a conversation too; or `all`, prompts included.
     """
-    ids = np.array([*row.prompt, *row.answer, eos_id], np.int32)
+    is_apart = row.start is not None
+    before = (row.start,) if is_apart else row.prompt
+    ids = np.array([*before, *row.answer, eos_id], np.int32)
+    source = np.array(row.prompt if is_apart else (), np.int32)
     # The token at position p predicts the one after it.
     if train_on == "all":
         labelled = np.arange(1, len(ids))
     else:
-        spans = [*row.earlier, (len(row.prompt), len(ids))]
+        spans = [*row.earlier, (len(before), len(ids))]
         # The first token of all is predicted from nothing.
         labelled = np.concatenate([np.arange(max(1, a), b) for a, b in spans])
     if row.is_cut:
         labelled = labelled[:-1]
-    return TrainRow(ids[:-1], (labelled - 1).astype(np.int32), ids[labelled], row.images)
+    positions = (labelled - 1).astype(np.int32)
+    return TrainRow(ids[:-1], positions, ids[labelled], row.images, source)
 
 
 def train_rows(
@@ -56,8 +62,8 @@ def train_rows(
 
 
 def token_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:
-    """Return the number of tokens that each row feeds."""
-    return np.array([len(row.tokens) for row in rows], np.int64)
+    """Return the number of tokens that each row feeds; with an encoder, that it feeds there."""
+    return np.array([len(row.source) or len(row.tokens) for row in rows], np.int64)
 
 
 def image_counts(rows: Sequence[TrainRow]) -> Int[np.ndarray, "rows"]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -59,6 +59,10 @@ class Vision:
         """Give each image as many tokens as it is: see `expand`."""
         return expand(ids, self.token_id, self.tokens, spans)
 
+    def pictures(self, images: Sequence[ImageFile]) -> list["Picture"]:
+        """Return a row's images, each to be opened when it is needed."""
+        return [Picture(self, Path(image.path)) for image in images]
+
     def pixels(self, path: str | Path) -> np.ndarray:
         """Return the numbers of an image file, `shape`, float32.
 
@@ -96,12 +100,20 @@ def expand(
     return longer, [(int(starts[first]), int(starts[end])) for first, end in spans]
 
 
-def pictures(images: Sequence[ImageFile], vision: Vision | None) -> list["Picture"]:
+class Sight(Protocol):
+    """What a row's images become: `Vision`, or `FeatureVision`."""
+
+    def pictures(self, images: Sequence[ImageFile]) -> list[Any]:
+        """Return images as generation and scoring take them, to be opened when needed."""
+        ...
+
+
+def pictures(images: Sequence[ImageFile], vision: Sight | None) -> list[Any]:
     """Return a row's images, each to be opened when it is needed."""
     if not images:
         return []
     assert vision is not None, "rows are encoded for a model that sees their images"
-    return [Picture(vision, Path(image.path)) for image in images]
+    return vision.pictures(images)
 
 
 @dataclass(frozen=True)

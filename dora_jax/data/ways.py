@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dora_jax.data.batch_images import BatchImages
+from dora_jax.data.batch_images import batch_images
 from dora_jax.data.batches import Order, Share, ShuffledBatches, StepBatches
 from dora_jax.data.buckets import BucketedBatches
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.modality import GroupedBatches
 from dora_jax.data.order import MixedOrder, ShuffledOrder
 from dora_jax.data.packing import PackedBatches
-from dora_jax.data.vision import Vision
+from dora_jax.data.pairs import PairBatches
+from dora_jax.data.vision import Sight
 from dora_jax.errors import DoraError
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ def make_batches(
     seed: int,
     eos_id: int,
     share: Share = Share(),  # noqa: B008 - immutable
-    vision: Vision | None = None,
+    vision: Sight | None = None,
 ) -> StepBatches:
     """Return the batches of a seed, as `packing`, `mix` and `train_on` of the config say.
 
-    Rows with images and rows without are in batches of their own.
+    Rows with images and rows without are in batches of their own; see `_kinds`.
 
     Args:
         rows: to train on.
@@ -49,7 +50,7 @@ def make_batches(
             raise DoraError(
                 f"data.mix: no row of {name} is left to train on: give more rows, or leave it out"
             )
-    images = None if vision is None else BatchImages(vision, config.bad_images)
+    images = None if vision is None else batch_images(vision, config.bad_images)
 
     def batches(numbers: Sequence[int]) -> StepBatches:
         sources = [rows[n].source for n in numbers]
@@ -57,8 +58,8 @@ def make_batches(
         how = (batch_size, seed, eos_id, config.train_on, order, share, images)
         return _batches([rows[n] for n in numbers], config, *how)
 
-    kinds = [[n for n, r in enumerate(rows) if bool(r.images) == sees] for sees in (True, False)]
-    if not all(kinds):
+    kinds = _kinds(rows)
+    if len(kinds) == 1:
         return batches(range(len(rows)))
     parts = [batches(numbers) for numbers in kinds]
     steps = []
@@ -68,6 +69,19 @@ def make_batches(
         places = part.places_an_epoch * often * len(rows) / len(numbers)
         steps.append(max(1, round(places / batch_size)))
     return GroupedBatches(parts, kinds, steps, batch_size, seed)
+
+
+def _kinds(rows: Sequence[EncodedRow]) -> list[list[int]]:
+    """Return the numbers of the rows of each kind, that have batches of their own.
+
+    Rows with images and rows of text alone; of an encoder-decoder each task, as VL-BART was
+    trained, and each number of images: a batch's rows have places for as many as its fullest.
+    """
+    found: dict[object, list[int]] = {}
+    for number, row in enumerate(rows):
+        kind = not row.images if row.start is None else (row.task, len(row.images))
+        found.setdefault(kind, []).append(number)
+    return [found[kind] for kind in sorted(found)]  # type: ignore[type-var]
 
 
 def _weights(
@@ -87,6 +101,8 @@ def _order(sources: Sequence[int], weights: Mapping[int, float], seed: int) -> O
 
 
 def _batches(rows: Sequence[EncodedRow], config: "DataConfig", *how: Any) -> StepBatches:
+    if rows[0].start is not None:
+        return PairBatches(rows, config.buckets if config.packing == "bucket" else 1, *how)
     if config.packing == "pack":
         return PackedBatches(rows, config.max_length, *how)
     if config.packing == "bucket":

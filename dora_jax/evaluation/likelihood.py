@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dora_jax.data.encode import EncodedRow
-from dora_jax.data.vision import Vision, pictures
-from dora_jax.models.build import Decoder
+from dora_jax.data.vision import Sight, pictures
+from dora_jax.models.build import Writer
 from dora_jax.scoring import Request, TokenScores, score_tokens
 
 
@@ -30,11 +30,14 @@ def choices(row: EncodedRow) -> tuple[tuple[int, ...], ...]:
     return row.options or (row.answer,)
 
 
-def _request(row: EncodedRow, eos_id: int, vision: Vision | None) -> Request:
+def _request(row: EncodedRow, eos_id: int, vision: Sight | None) -> Request:
     """Return the row's options, the right one with the token that ends it."""
     ends = {row.correct: (eos_id,)}
     continuations = [(*ids, *ends.get(n, ())) for n, ids in enumerate(choices(row))]
-    return Request(row.prompt, continuations, pictures(row.images, vision))
+    images = pictures(row.images, vision)
+    if row.start is not None:
+        return Request((row.start,), continuations, images, row.prompt)
+    return Request(row.prompt, continuations, images)
 
 
 def row_length(row: EncodedRow) -> int:
@@ -43,13 +46,13 @@ def row_length(row: EncodedRow) -> int:
 
 
 def score_rows(
-    model: Decoder,
+    model: Writer,
     params: Any,
     rows: Sequence[EncodedRow],
     batch_size: int,
     eos_id: int,
     advance: Callable[[float], None] = lambda tokens: None,
-    vision: Vision | None = None,
+    vision: Sight | None = None,
 ) -> list[OptionScores]:
     """Score every option of every row.
 

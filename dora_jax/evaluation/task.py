@@ -17,7 +17,7 @@ from dora_jax.data.prompts import get_template
 from dora_jax.data.read_ahead import ReadAhead
 from dora_jax.data.splits import Examples
 from dora_jax.data.tokenizer import Tokenizer
-from dora_jax.data.vision import Vision
+from dora_jax.data.vision import Sight
 from dora_jax.data.ways import make_batches
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import is_match, new_tokens
@@ -26,7 +26,7 @@ from dora_jax.evaluation.likelihood import pick, row_length, score_rows
 from dora_jax.evaluation.samples import sample_places, show
 from dora_jax.evaluation.writing import write_answers
 from dora_jax.generation import Sampling
-from dora_jax.models.build import Decoder
+from dora_jax.models.build import Writer
 from dora_jax.training.config import DataConfig, EvaluationConfig, Protocol, TrainConfig
 
 
@@ -63,6 +63,7 @@ class Task:
         data: the config that they were read and encoded by.
         evaluation: by which protocols rows with options are scored.
         vision: the model's, where it sees.
+        start: of an encoder-decoder the token that its texts begin behind, else None.
     """
 
     name: str
@@ -73,7 +74,8 @@ class Task:
     cut: dict[str, dict[str, int]] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    vision: Vision | None = None
+    vision: Sight | None = None
+    start: int | None = None
 
     def chooses(self, split: Split) -> bool:
         """Whether a split's rows are answered by choosing; else answers are written freely."""
@@ -214,7 +216,7 @@ class Task:
 
     def score(
         self,
-        model: Decoder,
+        model: Writer,
         params: Any,
         split: Split,
         advance: Callable[[float], None] = lambda tokens: None,
@@ -284,7 +286,8 @@ def encode_task(
     config: DataConfig,
     tokenizer: Tokenizer,
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - immutable
-    vision: Vision | None = None,
+    vision: Sight | None = None,
+    start: int | None = None,
 ) -> Task:
     """Encode examples for a model.
 
@@ -294,17 +297,20 @@ def encode_task(
         tokenizer: the model's.
         evaluation: how they are scored.
         vision: the model's, where it sees.
+        start: of an encoder-decoder the token that its texts begin behind, else None.
 
     Raises:
         DoraError: when no row of a split fits into `data.max_length` tokens.
     """
     template = get_template(config.prompt)
+    if start is not None:
+        _check_pairs(config)
     rows: dict[Split, tuple[EncodedRow, ...]] = {}
     skipped: dict[str, dict[str, int]] = {}
     cut: dict[str, dict[str, int]] = {}
     for split, given in examples.splits.items():
         policy = _policy(config.too_long, split)
-        encoded = encode_all(given, template, tokenizer, config.max_length, policy, vision)
+        encoded = encode_all(given, template, tokenizer, config.max_length, policy, vision, start)
         reasons = dict(examples.left_out.get(split, {}))
         for reason, count in encoded.left_out.items():
             reasons[reason] = reasons.get(reason, 0) + count
@@ -320,7 +326,27 @@ def encode_task(
         if encoded.cut:
             cut[split] = encoded.cut
     size = config.eval_batch_size
-    return Task(examples.name, rows, tokenizer, size, skipped, cut, config, evaluation, vision)
+    return Task(
+        examples.name, rows, tokenizer, size, skipped, cut, config, evaluation, vision, start
+    )
+
+
+def _check_pairs(config: DataConfig) -> None:
+    """Find settings that an encoder-decoder has no use for.
+
+    Raises:
+        DoraError: naming the field.
+    """
+    if config.packing == "pack":
+        raise DoraError(
+            "data.packing 'pack' is for decoders: texts of an encoder-decoder have each a source "
+            "of their own; give --data.packing bucket, or none"
+        )
+    if config.train_on == "all":
+        raise DoraError(
+            "data.train_on 'all' is for decoders: what an encoder reads carries no label; give "
+            "--data.train-on answers"
+        )
 
 
 def _policy(too_long: TooLong, split: Split) -> TooLong:

@@ -5,20 +5,20 @@ from typing import Any
 
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.tokenizer import Tokenizer
-from dora_jax.data.vision import Vision, pictures
+from dora_jax.data.vision import Sight, pictures
 from dora_jax.generation import Sampling, generate_ids
-from dora_jax.models.build import Decoder
+from dora_jax.models.build import Writer
 
 
 def write_answers(
-    model: Decoder,
+    model: Writer,
     params: Any,
     rows: Sequence[EncodedRow],
     sampling: Sampling,
     batch_size: int,
     tokenizer: Tokenizer,
     advance: Callable[[float], None] = lambda tokens: None,
-    vision: Vision | None = None,
+    vision: Sight | None = None,
 ) -> list[str]:
     """Return what a model writes after each row's prompt.
 

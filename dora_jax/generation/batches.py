@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from dora_jax.data.features import stack_features
+from dora_jax.data.source_rows import lay_out_source
 from dora_jax.data.vision import fill_up
 from dora_jax.errors import DoraError
 from dora_jax.generation import beams, decode
@@ -145,14 +146,10 @@ def _source(model: Bart, filled: Sequence[Numbered]) -> Source:
     """Return what the encoder reads: the prompts, padded right, and what stands beside them."""
     longest = max(len(prompt.ids) for prompt in filled)
     width = min(prompt_width(longest), model.config.context_length)
-    tokens = np.zeros((len(filled), width), np.int32)
-    for row, prompt in enumerate(filled):
-        tokens[row, : len(prompt.ids)] = prompt.ids
-    lengths = np.array([len(prompt.ids) for prompt in filled])
     visual = None
     if isinstance(model, VLBart):
         visual = stack_features([prompt.images for prompt in filled], model.config)
-    return Source(tokens, np.arange(width) < lengths[:, None], visual)
+    return lay_out_source([prompt.ids for prompt in filled], width, visual)
 
 
 def _variables(request: Request, adapter_of: np.ndarray) -> dict[str, Any]:

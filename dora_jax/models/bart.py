@@ -223,18 +223,21 @@ class Stack(nn.Module):
     def place(
         self, x_BLD: Float[Array, "b l d"], positions: Int[Array, "#b l"]
     ) -> Float[Array, "b l d"]:
-        """Return the first layer's input: words with positions, normalised.
-
-        Raises:
-            ValueError: when there are more than the model has positions for.
-        """
-        most = self.config.max_position_embeddings
-        if x_BLD.shape[1] > most:
-            raise ValueError(
-                f"{x_BLD.shape[1]} tokens, and the {self.name} has max_position_embeddings {most}"
-            )
+        """Return the first layer's input: words with positions, normalised."""
         x_BLD = x_BLD + self.embed_positions(positions + POSITION_OFFSET)
         return constrain(self.layernorm_embedding(x_BLD), ROWS, None, None)
+
+    def check_length(self, length: int) -> None:
+        """Check that a text is not too long.
+
+        Raises:
+            ValueError: when it has more tokens than the model has positions for.
+        """
+        most = self.config.max_position_embeddings
+        if length > most:
+            raise ValueError(
+                f"{length} tokens, and the {self.name} has max_position_embeddings {most}"
+            )
 
     def __call__(self, first: Any, *inputs: Any) -> tuple[Any, Any]:
         """Run the layers; arguments as those of a layer."""
@@ -307,6 +310,7 @@ class Bart(nn.Module):
         return self._text_inputs(source), source.is_real
 
     def _text_inputs(self, source: Source) -> Float[Array, "b s d"]:
+        self.encoder.check_length(source.tokens.shape[1])
         positions = jnp.arange(source.tokens.shape[1])[None]
         return self.encoder.place(self._embed(source.tokens), positions)
 
@@ -328,7 +332,8 @@ class Bart(nn.Module):
         Args:
             tokens_BL: of the texts, from `config.decoder_start_token_id` on.
             positions_BL: by default 0, 1, 2, ..., or on from the cache's length.
-            segments_BL: see `Llama.hidden_states`; for texts to one source, as beams are.
+            segments_BL: see `Llama.hidden_states`; of texts to one source, as beams and options
+                are: all see the row's own.
             cache: as `Llama.hidden_states` takes it. What the encoder made is in it.
             source: what the texts are written to; with a cache that has tokens in it None.
 
@@ -336,14 +341,12 @@ class Bart(nn.Module):
             The hidden states (B, L, D), and the cache with these tokens in it.
 
         Raises:
-            ValueError: for packed rows, rows without a source, or more tokens than positions.
+            ValueError: for rows without a source, or more tokens than positions.
         """
         c = self.config
         batch, length = tokens_BL.shape
         if source is None and self.is_initializing():
             source = Source(tokens_BL, jnp.ones(tokens_BL.shape, bool))
-        if cache is None and segments_BL is not None:
-            raise ValueError("rows with a source cannot be packed: give each text its own row")
         old = cache if isinstance(cache, Cache) else None
         encoded = None if old is None else old.encoded
         if source is not None and encoded is None:
@@ -359,6 +362,7 @@ class Bart(nn.Module):
             first = 0 if cache is None else cache.length
             positions_BL = jnp.broadcast_to(first + jnp.arange(length), (batch, length))
         if segments_BL is None:
+            self.decoder.check_length(length)
             segments_BL = jnp.full((batch, length), SHARED)
         keys = places = Places(positions_BL, segments_BL)
         if cache is not None:

@@ -35,6 +35,8 @@ from dora_jax.models.source import Source, Visual
 from dora_jax.spec import nearest
 
 Layout = Literal["grid", "frames", "regions"]
+# Left, right, top, bottom, area.
+BOX_SIZE = 5
 # Of new tokens, as transformers draws them for BART.
 _INIT_DEVIATION = 0.02
 

@@ -38,6 +38,8 @@ Bias = Literal["none", "all", "lora_only"]
 RunMethod = Literal["frozen", "full", "lora", "dora", "magnitude", "bitfit", "norms"]
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 OptimizerName = Literal["adamw", "nadamw", "lion", "adafactor", "muon", "sgd"]
+# All modules but BART's bias of the logits, which is a constant of zeros elsewhere.
+_ALL_BIASES = "(?!final_logits_bias).*"
 _BETAS: dict[str, tuple[str, ...]] = {
     "adamw": ("beta1", "beta2"),
     "nadamw": ("beta1", "beta2"),
@@ -122,6 +124,9 @@ class DataConfig:
     """Rows scored at once."""
     image_folder: Path | None = None
     """Where the rows' images are; none is the folder of the rows' file."""
+    features: Path | None = None
+    """Of models that read features of images (VL-BART): where they are, see docs/vl_data.md; the
+    rows' images are names in it."""
     images: Images = "use"
     """use, or leave_out: what text alone tells, for a model that sees or one that does not."""
     bad_images: BadImages = "skip"
@@ -133,7 +138,7 @@ class DataConfig:
     """Processes that make batches; 0: threads of this one. Same batches."""
 
     def __post_init__(self) -> None:
-        for name in ("train", "eval", "image_folder"):
+        for name in ("train", "eval", "image_folder", "features"):
             if isinstance(getattr(self, name), str):  # as experiment files write it
                 object.__setattr__(self, name, Path(getattr(self, name)))
         mix: Any = self.mix
@@ -248,7 +253,7 @@ class AdapterConfig:
         """
         full, biases = AdapterSpec("full"), AdapterSpec("frozen", train_bias=True)
         if method == "bitfit":
-            return AdapterRules([(".*", biases)])
+            return AdapterRules([(_ALL_BIASES, biases)])
         if method == "norms":
             return AdapterRules([("scale", full)])
         fields = dataclasses.asdict(self)
@@ -259,7 +264,7 @@ class AdapterConfig:
         except ValueError as error:
             text = re.sub("^rule ", "adapter.modules: ", str(error))
             raise DoraError(text.replace("AdapterSpec.", "adapter.")) from None
-        rest = [(".*", biases)] if bias == "all" else []
+        rest = [(_ALL_BIASES, biases)] if bias == "all" else []
         return AdapterRules([*((pattern, full) for pattern in saved), *chosen, *rest])
 
     def _chosen(self, modules: str, spec: AdapterSpec) -> Sequence[tuple[str, AdapterSpec]]:

@@ -204,7 +204,6 @@ def test_what_cannot_be_computed_is_refused(read):
     refuse("the source is given with the first tokens", source=None)
     with pytest.raises(ValueError, match="the source is given with the first tokens"):
         jax.eval_shape(lambda: run(cache=run(cache=20)[1]))
-    refuse("cannot be packed", segments_BL=np.ones_like(TOKENS))
     long = Source(np.ones((3, 60), int), np.ones((3, 60), bool))
     refuse(r"60 tokens, and the encoder has .* 48", source=long)
     refuse(r"49 tokens, and the decoder has .* 48", tokens=np.ones((3, 49), int))
