@@ -4,9 +4,9 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from dora_jax.data.examples import Example, TooLong
+from dora_jax.data.examples import Example, Metric, TooLong
 from dora_jax.data.formats import LeftOut
 from dora_jax.data.prompts import PromptTemplate
 from dora_jax.data.row_images import OTHER_NUMBER
@@ -15,6 +15,14 @@ from dora_jax.data.vision import ImageFile, Sight, Vision
 from dora_jax.errors import DoraError
 
 REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
+
+
+class Target(NamedTuple):
+    """One of several answers that may be trained on: its ids, its text, and how good it is."""
+
+    ids: tuple[int, ...]
+    text: str
+    weight: float
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,9 @@ class EncodedRow:
         images: the example's; in `prompt` each is as many tokens as the model sees it by.
         start: of an encoder-decoder the token that its texts begin behind: the encoder reads the
             prompt, and the answer is a text of its own. None where it goes on after the prompt.
+        metric: the example's.
+        references: the example's.
+        targets: the example's, as ids too.
     """
 
     prompt: tuple[int, ...]
@@ -52,6 +63,14 @@ class EncodedRow:
     where: str = field(default="", repr=False, compare=False)
     images: tuple[ImageFile, ...] = field(default=(), repr=False)
     start: int | None = field(default=None, repr=False)
+    metric: Metric | None = field(default=None, repr=False)
+    references: tuple[str, ...] = field(default=(), repr=False)
+    targets: tuple[Target, ...] = field(default=(), repr=False)
+
+    @property
+    def target_texts(self) -> tuple[tuple[str, float], ...]:
+        """The targets' texts and weights."""
+        return tuple((target.text, target.weight) for target in self.targets)
 
 
 @dataclass(frozen=True)
@@ -156,7 +175,7 @@ def _encode(
         ids = [*tokenizer.start_ids, *tokenizer.encode(example.answer)]
         # The first token is predicted from nothing.
         return EncodedRow((ids[0],), tuple(ids[1:]), (), 0, *kept, **origin)
-    for text in (example.answer, *example.options):
+    for text in (example.answer, *example.options, *(text for text, _ in example.targets)):
         if text not in ids_of:
             shown = text if template.is_verbatim else text.strip()
             ids_of[text] = tuple(template.encode_answer(shown, tokenizer))
@@ -174,6 +193,9 @@ def _encode(
         correct,
         *kept,
         earlier=tuple(earlier),
+        metric=example.metric,
+        references=example.references,
+        targets=tuple(Target(ids_of[text], text, weight) for text, weight in example.targets),
         **origin,
     )
 
@@ -212,6 +234,7 @@ def _apart(row: EncodedRow, tokenizer: Tokenizer, start: int) -> EncodedRow:
         prompt=(*row.prompt, *tokenizer.final_ids),
         answer=(*before, *row.answer),
         options=tuple((*before, *ids) for ids in row.options),
+        targets=tuple(t._replace(ids=(*before, *t.ids)) for t in row.targets),
         start=start,
     )
 
@@ -223,7 +246,7 @@ def _length(row: EncodedRow) -> int:
 
 def _longest_answer(row: EncodedRow) -> int:
     """Return the tokens of the longest answer, with the one that ends it."""
-    return max(map(len, (row.answer, *row.options))) + 1
+    return max(map(len, (row.answer, *row.options, *(t.ids for t in row.targets)))) + 1
 
 
 def _drop(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
@@ -250,7 +273,8 @@ def _cut_right(row: EncodedRow, max_length: int, start: int) -> EncodedRow | Non
     left = max_length - 1 - (len(row.prompt) if row.start is None else 0)
     if left < 1 or row.options or len(row.prompt) > max_length:
         return None
-    return replace(row, answer=row.answer[:left], is_cut=True)
+    # What is left of the others would be taken for whole.
+    return replace(row, answer=row.answer[:left], is_cut=True, targets=())
 
 
 _CUTS = {"drop": _drop, "truncate_left": _cut_left, "truncate_right": _cut_right}
@@ -262,6 +286,9 @@ def digest_rows(rows: Sequence[EncodedRow]) -> str:
     more = [(n, r.earlier, r.is_cut, r.source) for n, r in enumerate(rows)]
     if any(earlier or is_cut or source for _, earlier, is_cut, source in more):
         named.update(repr(more).encode())
+    judged = [(n, r.metric, r.references, r.targets) for n, r in enumerate(rows) if r.metric]
+    if judged:
+        named.update(repr(judged).encode())
     # Wherever their folder is.
     seen = [(n, image.name, image.size) for n, row in enumerate(rows) for image in row.images]
     if seen:

@@ -14,6 +14,8 @@ Form = Literal["as_given", "cloze"]
 # What becomes of the rows' images, and of rows whose image is missing or broken.
 Images = Literal["use", "leave_out"]
 BadImages = Literal["skip", "error"]
+# How a written answer is scored, see `evaluation.metrics`.
+Metric = Literal["exact", "vqa", "cider"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,10 @@ class Example:
         source: which part of a mixture it comes from.
         where: the file and line that it was read from, where there is one.
         images: in the order of their `<image>` in the text.
-        metric: how a written answer is scored, one of `METRICS`; "" is word for word.
-        references: what else would be right: a caption's others, VQA's ten answers.
+        metric: how a written answer is scored; None is by the options, or word for word.
+        references: what people answered, that `metric` compares with; empty is `answer` alone.
+        targets: where several answers may be trained on, each with its weight; `answer` is one of
+            the heaviest.
     """
 
     prompt: str
@@ -59,8 +63,9 @@ class Example:
     source: int = 0
     where: str = field(default="", compare=False)
     images: tuple[ImageFile, ...] = ()
-    metric: str = ""
+    metric: Metric | None = None
     references: tuple[str, ...] = ()
+    targets: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.options and self.answer not in self.options:

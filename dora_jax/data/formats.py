@@ -2,7 +2,8 @@
 
 | format            | fields                                                                     |
 |-------------------|----------------------------------------------------------------------------|
-| Alpaca            | `instruction`, `output`; may have `input`, `system`, `task`, `options`     |
+| Alpaca            | `instruction`, `output`; may have `input`, `system`, `task`, `options`, or |
+|                   | `metric`, `references` and `targets`: see `judged_fields`                  |
 | chat messages     | `messages`: a list of `{"role": ..., "content": ...}`                      |
 | ShareGPT          | `conversations`: a list of `{"from": ..., "value": ...}`; may have `system`|
 | prompt/completion | two fields of `PAIRS`, texts (may have `options`), or lists of messages     |
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from dora_jax.data.examples import Example, Turn
+from dora_jax.data.judged import judged_fields
 from dora_jax.data.vision import IMAGE
 from dora_jax.errors import DoraError
 
@@ -148,7 +150,9 @@ def _alpaca(row: Mapping[str, Any], where: str) -> Example:
     if more:
         prompt += "\n\n" + more
     turns = _with_system(_optional(row, "system", where), prompt)
-    return Example(prompt, output, _options(row, output, where), task, turns)
+    judged = judged_fields(row, output, where)
+    options = () if judged else _options(row, output, where)
+    return Example(prompt, output, options, task, turns, **judged)
 
 
 def _with_system(system: str, prompt: str) -> tuple[Turn, ...]:

@@ -3,16 +3,18 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, Literal
 
 import numpy as np
 
+from dora_jax.analysis.marks import task_means
 from dora_jax.analysis.results import DataInfo, EvalRow, ProtocolResult, Sample
 from dora_jax.data.batches import Share, StepBatches
 from dora_jax.data.encode import EncodedRow, digest_rows, encode_all
-from dora_jax.data.examples import Split, TooLong
+from dora_jax.data.examples import Metric, Split, TooLong
 from dora_jax.data.prompts import get_template
 from dora_jax.data.read_ahead import ReadAhead
 from dora_jax.data.splits import Examples
@@ -23,6 +25,7 @@ from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import is_match, new_tokens
 from dora_jax.evaluation.first_match import judge
 from dora_jax.evaluation.likelihood import pick, row_length, score_rows
+from dora_jax.evaluation.metrics import METRIC_LABELS, score_answers
 from dora_jax.evaluation.samples import sample_places, show
 from dora_jax.evaluation.writing import write_answers
 from dora_jax.generation import Sampling
@@ -35,15 +38,16 @@ class Score:
     """How a model did on a split.
 
     Attributes:
-        accuracy: share of the rows answered right.
-        correct: 0 or 1 for each row, in the split's order.
+        accuracy: share of the rows answered right; of rows with metrics the mean over tasks of the
+            rows' mean score.
+        correct: 0 or 1 for each row, in the split's order, or its score by its metric.
         loss: mean negative log-likelihood of the right answers' tokens, end token included, nats.
         other: the scores by the other protocols, by name.
         answers: what it said, by the main protocol, to the rows that a report shows.
     """
 
     accuracy: float
-    correct: tuple[int, ...]
+    correct: tuple[float, ...]
     loss: float
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
@@ -82,6 +86,24 @@ class Task:
         return all(row.options for row in self.rows[split])
 
     @functools.cached_property
+    def task_metrics(self) -> dict[str, str]:
+        """The metric of each task's written answers, for people; empty where no row names one.
+
+        Raises:
+            DoraError: when rows of one task name several, or some name none.
+        """
+        found: dict[str, Metric | None] = {}
+        for row in self.rows["evaluation"]:
+            if found.setdefault(row.task, row.metric) != row.metric:
+                raise DoraError(
+                    f"rows of task {row.task!r} are scored by {found[row.task] or 'no metric'} and "
+                    f"by {row.metric or 'none'}: give all of a task the same 'metric'"
+                )
+        if not any(found.values()):
+            return {}
+        return {task: METRIC_LABELS[metric or "exact"] for task, metric in found.items()}
+
+    @functools.cached_property
     def info(self) -> DataInfo:
         """What the report says of the data."""
         evaluation = self.rows["evaluation"]
@@ -93,7 +115,10 @@ class Task:
             train_rows=len(self.rows["train"]),
             validation_rows=len(self.rows["validation"]),
             eval_rows=len(evaluation),
-            metric="exact_match" if chance is None else "accuracy",
+            metric=(
+                "score" if self.task_metrics else "exact_match" if chance is None else "accuracy"
+            ),
+            task_metrics=self.task_metrics,
             chance=chance,
             skipped=self.skipped,
             cut=self.cut,
@@ -126,6 +151,9 @@ class Task:
         """Return lines for the terminal: the rows, how they are scored, what was left out."""
         info = self.info
         how = "free answers, exact match" if info.chance is None else f"chance {info.chance:.1%}"
+        if info.task_metrics:
+            named = [f"{task} {metric}" for task, metric in info.task_metrics.items()]
+            how = f"written answers, {', '.join(named)}"
         lines = [
             f"data: {info.task}; {info.train_rows:,} rows to train on, "
             f"{info.validation_rows:,} set aside to choose learning rates, "
@@ -207,8 +235,10 @@ class Task:
             total += sum(len(row.prompt) + self.evaluation.new_tokens for row in rows)
         return float(total)
 
-    def protocols(self, split: Split) -> tuple[Protocol | Literal["exact_match"], ...]:
+    def protocols(self, split: Split) -> tuple[Protocol | Literal["exact_match", "score"], ...]:
         """How a split is scored; what methods are judged by is the first."""
+        if self.task_metrics:
+            return ("score",)
         if not self.chooses(split):
             return ("exact_match",)
         # Rates are chosen by the loss: nothing else is asked of the validation rows.
@@ -237,13 +267,13 @@ class Task:
         found: dict[str, ProtocolResult] = {}
         said: dict[str, list[str]] = {}
         for protocol in self.protocols(split):
-            judged: list[bool | None]
+            judged: Sequence[float | None]
             if protocol == "likelihood":
                 picked = [pick(row, options) for row, options in zip(rows, scores, strict=True)]
                 judged = [n == row.correct for n, row in zip(picked, rows, strict=True)]
                 texts = [row.option_texts[n] for n, row in zip(picked, rows, strict=True)]
             else:
-                sampling, verdict = self._writing(protocol, split)
+                sampling = self._sampling(protocol, split)
                 texts = write_answers(
                     model,
                     params,
@@ -254,11 +284,13 @@ class Task:
                     advance,
                     self.vision,
                 )
-                judged = [verdict(row, text) for row, text in zip(rows, texts, strict=True)]
+                judged = self._judged(protocol, rows, texts)
             said[protocol] = texts
-            correct = tuple(int(is_right or 0) for is_right in judged)
+            correct = tuple(
+                float(mark or 0) if self.task_metrics else int(mark or 0) for mark in judged
+            )
             found[protocol] = ProtocolResult(
-                sum(correct) / len(correct), correct, sum(is_right is None for is_right in judged)
+                self._mean(rows, correct), correct, sum(mark is None for mark in judged)
             )
         main, *others = found
         other = {name: found[name] for name in others}
@@ -271,14 +303,36 @@ class Task:
         """The evaluated rows that a report shows, in the order of `Score.answers`."""
         return show(self.rows["evaluation"], self.evaluation.samples, self.tokenizer)
 
-    def _writing(
-        self, protocol: str, split: Split
-    ) -> tuple[Sampling, Callable[[EncodedRow, str], bool | None]]:
-        """How a protocol lets the model write, and how it judges the text."""
+    def _mean(self, rows: Sequence[EncodedRow], marks: Sequence[float]) -> float:
+        """Return the figure over all rows: of rows with metrics a mean over tasks."""
+        if not self.task_metrics:
+            return sum(marks) / len(marks)
+        return fmean(task_means(marks, [row.task for row in rows]).values())
+
+    def _sampling(self, protocol: str, split: Split) -> Sampling:
+        """How a protocol lets the model write."""
         if protocol == "exact_match":
-            return Sampling(max_new_tokens=new_tokens(self.rows[split])), is_match
+            return Sampling(max_new_tokens=new_tokens(self.rows[split]))
         how = self.evaluation
-        return Sampling(max_new_tokens=how.new_tokens, num_beams=how.beams), judge
+        return Sampling(max_new_tokens=how.new_tokens, num_beams=how.beams)
+
+    def _judged(
+        self, protocol: str, rows: Sequence[EncodedRow], texts: Sequence[str]
+    ) -> Sequence[float | None]:
+        """What a protocol makes of each text; None where it holds no answer at all."""
+        if protocol != "score":
+            verdict = is_match if protocol == "exact_match" else judge
+            return [verdict(row, text) for row, text in zip(rows, texts, strict=True)]
+        places: dict[str, list[int]] = {}
+        for place, row in enumerate(rows):
+            places.setdefault(row.task, []).append(place)
+        marks = [0.0] * len(rows)
+        for own in places.values():
+            metric = rows[own[0]].metric or "exact"
+            scores = score_answers(metric, [rows[n] for n in own], [texts[n] for n in own])
+            for place, mark in zip(own, scores, strict=True):
+                marks[place] = mark
+        return marks
 
 
 def encode_task(
