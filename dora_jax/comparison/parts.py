@@ -20,11 +20,11 @@ import jax
 
 from dora_jax.adapters import init_adapters, merge_params
 from dora_jax.analysis.results import BaseResult, Failure, RunResult, SearchTrial
+from dora_jax.batch_cost import batch_flops
 from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, save_adapter
 from dora_jax.comparison.arms import ArmPlan
 from dora_jax.comparison.reuse import Shelf
 from dora_jax.comparison.workbench import Workbench
-from dora_jax.cost import step_cost
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
 from dora_jax.models.build import Writer
@@ -41,6 +41,7 @@ from dora_jax.training.progress import TRAIN_PASSES, WorkProgress
 from dora_jax.training.reporting import Watching
 from dora_jax.training.runs import finish_part, finished_part
 from dora_jax.training.shares import row_share
+from dora_jax.training.step import Batch
 
 FAILED_FILE = "failed.json"
 Kind = Literal["base", "trial", "run"]
@@ -304,9 +305,13 @@ def _fit(
         score = bench.score(merge_params(params, rules), "validation", _scoring(progress))
         return {VALIDATION: score.loss, "validation_accuracy": score.accuracy}
 
-    @functools.cache
-    def flops(rows: int, length: int, labels: int, images: int) -> float:
-        return step_cost(model, rows, length, labels, images).total
+    counted: dict[Any, float] = {}
+
+    def flops(batch: Batch) -> float:
+        shapes = tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+        if shapes not in counted:
+            counted[shapes] = batch_flops(model, batch)
+        return counted[shapes]
 
     named = {"method": part.arm.name, "seed": part.seed, "learning_rate": part.rate}
     watching = Watching(

@@ -1,7 +1,6 @@
 """From a dispatched step to its row in the metrics, while the next step runs."""
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,15 +26,14 @@ class Watching:
         on_row: called after each step with its row of the metrics.
         track: where metrics go beside the file.
         profile: number of steps to write a trace of; 0 is none.
-        flops: operations of a step by rows, their length, and the labels and images of all, for
-            `flops_per_s` and `mfu`; None if not counted.
+        flops: operations of a step on a batch, for `flops_per_s` and `mfu`; None if not counted.
         settings: shown by the trackers.
     """
 
     on_row: Callable[[Row], None] = lambda row: None
     track: tuple[TrackerName, ...] = ()
     profile: int = 0
-    flops: Callable[[int, int, int, int], float] | None = None
+    flops: Callable[[Batch], float] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -122,7 +120,8 @@ class Reporter:
         now = time.perf_counter()
         took, self._clock = now - self._clock, now
         self._profile.after(step.index)
-        tokens = int(np.size(step.batch.tokens))
+        source = step.batch.source
+        tokens = int(np.size(step.batch.tokens)) + int(np.size(source.tokens) if source else 0)
         # The optimizer counts the steps that it took.
         skipped = sum(1 for row in self.rows if row.get("skipped"))
         row: Row = {
@@ -141,10 +140,7 @@ class Reporter:
             "memory_bytes": memory_in_use(),
         }
         if self._watching.flops is not None:
-            rows, length = step.batch.tokens.shape
-            images = 0 if step.batch.images is None else math.prod(step.batch.images.shape[:2])
-            labels = step.batch.label_targets.size
-            speed = self._watching.flops(rows, length, labels, images) / took
+            speed = self._watching.flops(step.batch) / took
             peak = device_peak(jax.devices()[0].device_kind)
             row["flops_per_s"] = speed
             row["mfu"] = None if peak is None else speed / (peak * jax.device_count())
