@@ -376,7 +376,7 @@ def test_batches_of_several_shapes_are_compiled_once_each(tmp_path):
 
 def test_speed_and_memory_are_in_the_metrics(tmp_path):
     model, rules, params = word_model()
-    watching = Watching(flops=lambda rows, length, labels, images: 1e6 * rows * length * labels)
+    watching = Watching(flops=lambda batch: 1e6 * batch.tokens.size * batch.label_targets.size)
     batches = RandomBatches()
     fit(
         model,
