@@ -43,7 +43,7 @@ class Score:
     """
 
     accuracy: float
-    correct: tuple[int, ...]
+    correct: tuple[float, ...]
     loss: float
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
