@@ -7,17 +7,16 @@ report can be written again, or with better statistics, from an old file.
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.grid_words import point_text
+from dora_jax.analysis.marks import METRICS, check_marks, checked_marks
 from dora_jax.analysis.records import FieldError, decode, encode
 from dora_jax.errors import DoraError
 
-METRICS = ("accuracy", "exact_match")
 METHOD_LABELS = {
     "lora": "LoRA",
     "dora": "DoRA",
@@ -46,11 +45,14 @@ class DataInfo:
         train_rows: rows trained on.
         validation_rows: rows that chose the learning rates.
         eval_rows: rows that every method is scored on.
-        metric: "accuracy" (of a choice between options) or "exact_match" (of a written answer).
+        metric: "accuracy" (of a choice between options), "exact_match" (of a written answer), or
+            "score" (each task by a metric of its own, all tasks counting alike).
         chance: what guessing scores, 0 to 1, where there are options.
         skipped: rows left out, `{split: {reason: count}}`.
         cut: rows that were shortened, likewise.
         efficiency: share of the trained slots that hold a token, the rest being padding.
+        task_metrics: with "score", the name of each evaluated task's metric for people, as in
+            {"vqa": "VQA accuracy", "caption": "CIDEr-D"}.
     """
 
     task: str
@@ -62,12 +64,19 @@ class DataInfo:
     skipped: dict[str, dict[str, int]] = field(default_factory=dict)
     cut: dict[str, dict[str, int]] = field(default_factory=dict)
     efficiency: float | None = None
+    task_metrics: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise FieldError("metric", f"must be one of {', '.join(METRICS)}, got {self.metric!r}")
         if self.chance is not None:
             _check_fraction("chance", self.chance)
+        if self.task_metrics and self.metric != "score":
+            raise FieldError(
+                "task_metrics",
+                f"goes with the metric 'score' alone, whose tasks have their own, not with "
+                f"{self.metric!r}",
+            )
 
 
 @dataclass(frozen=True)
@@ -102,35 +111,39 @@ class ProtocolResult:
     """The score by another protocol on the same rows.
 
     Attributes:
-        accuracy: share of the rows answered right.
-        correct: 0 or 1 for each evaluated row.
+        accuracy: as `BaseResult` says.
+        correct: likewise.
         unanswered: rows whose text holds no answer at all; they count as wrong.
     """
 
     accuracy: float
-    correct: tuple[int, ...]
+    correct: tuple[float, ...]
     unanswered: int
 
     def __post_init__(self) -> None:
-        _freeze_correct(self, self.correct, self.accuracy)
+        object.__setattr__(self, "correct", checked_marks(self.correct, self.accuracy))
 
 
 @dataclass(frozen=True)
 class BaseResult:
-    """The untuned model's score; `correct` holds 0 or 1 for each evaluated row.
+    """The untuned model's score.
+
+    `correct` holds a mark for each evaluated row: 0 or 1, whose mean is `accuracy`; with the metric
+    "score" any number from 0 up (1 is a full mark, CIDEr-D may give more), and `accuracy` is the
+    mean over tasks of the mean of the task's rows.
 
     `other` holds the scores by other protocols than the main one, by name; `answers` what it said
     to the rows of `ComparisonResults.samples`.
     """
 
     accuracy: float
-    correct: tuple[int, ...]
+    correct: tuple[float, ...]
     loss: float | None = None
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _freeze_correct(self, self.correct, self.accuracy)
+        object.__setattr__(self, "correct", checked_marks(self.correct, self.accuracy))
         object.__setattr__(self, "answers", tuple(self.answers))
 
 
@@ -183,7 +196,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Published:
-    """A published row to stand beside the report's own, accuracies in percent.
+    """A published row to stand beside the report's own, scores in points (accuracies: percent).
 
     Attributes:
         label: model and method, as published.
@@ -217,8 +230,9 @@ class SearchTrial:
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise FieldError("learning_rate", f"must be above 0, got {self.learning_rate!r}")
-        if self.validation_accuracy is not None:
-            _check_fraction("validation_accuracy", self.validation_accuracy)
+        score = self.validation_accuracy
+        if score is not None and not (math.isfinite(score) and score >= 0):
+            raise FieldError("validation_accuracy", f"must be 0 or above and finite, got {score!r}")
 
 
 @dataclass(frozen=True)
@@ -249,14 +263,15 @@ class RunResult:
     Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
     compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
     `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known;
-    `answers` is what it said to the rows of `ComparisonResults.samples`.
+    `accuracy` and `correct` are as `BaseResult` says; `answers` is what it said to the rows of
+    `ComparisonResults.samples`.
     """
 
     method: str
     seed: int
     learning_rate: float
     accuracy: float
-    correct: tuple[int, ...]
+    correct: tuple[float, ...]
     trainable_parameters: int
     magnitude_parameters: int
     loss: float | None = None
@@ -272,7 +287,7 @@ class RunResult:
     answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _freeze_correct(self, self.correct, self.accuracy)
+        object.__setattr__(self, "correct", checked_marks(self.correct, self.accuracy))
         for name in ("history", "answers"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
@@ -337,10 +352,9 @@ class ComparisonResults:
             )
         if not self.runs:
             raise FieldError("runs", "is empty: no method was trained")
-        _check_length("base.correct", self.base.correct, rows)
+        self._check_scores()
         seen: dict[tuple[str, int], int] = {}
         for i, run in enumerate(self.runs):
-            _check_length(f"runs[{i}].correct", run.correct, rows)
             first = seen.setdefault((run.method, run.seed), i)
             if first != i:
                 raise FieldError(
@@ -351,6 +365,31 @@ class ComparisonResults:
         for i, sample in enumerate(self.samples):
             if not 0 <= sample.row < rows:
                 raise FieldError(f"samples[{i}].row", f"must be a row, from 0; got {sample.row}")
+
+    def _check_scores(self) -> None:
+        metric, tasks = self.data.metric, [row.task for row in self.eval_rows]
+        if metric == "score":
+            self._check_task_metrics()
+        else:
+            for i, trial in enumerate(self.search):
+                if trial.validation_accuracy is not None:
+                    _check_fraction(f"search[{i}].validation_accuracy", trial.validation_accuracy)
+        parts = {"base": self.base} | {f"runs[{i}]": run for i, run in enumerate(self.runs)}
+        for name, part in parts.items():
+            check_marks(name, part, metric, tasks)
+            for protocol, other in part.other.items():
+                check_marks(f"{name}.other.{protocol}", other, metric, tasks)
+
+    def _check_task_metrics(self) -> None:
+        named = self.data.task_metrics
+        for task in dict.fromkeys(row.task for row in self.eval_rows):
+            if task not in named:
+                known = ", ".join(map(repr, named)) or "none"
+                raise FieldError(
+                    "data.task_metrics",
+                    f"must name the metric of every task of eval_rows; it has none for {task!r}, "
+                    f"only for {known}",
+                )
 
     def _check_arms(self) -> None:
         used = dict.fromkeys(run.method for run in self.runs)
@@ -364,6 +403,12 @@ class ComparisonResults:
                 raise FieldError(
                     field_name, f"names {unknown[0]!r}, which is not an arm: {', '.join(known)}"
                 )
+
+    @property
+    def strata(self) -> tuple[str, ...] | None:
+        """The task of each row where every task counts alike; None where rows are pooled."""
+        tasks = tuple(row.task for row in self.eval_rows)
+        return tasks if self.data.metric == "score" else None
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -445,26 +490,6 @@ class ComparisonResults:
             raise DoraError(f"{path}: {where} {error.problem}. {again}") from error
 
 
-def _freeze_correct(result: object, correct: Sequence[int], accuracy: float) -> None:
-    """Store `correct` as a tuple of ints, and check it against `accuracy`."""
-    object.__setattr__(result, "correct", tuple(int(value) for value in correct))
-    for i, value in enumerate(correct):
-        if value not in (0, 1):
-            raise FieldError(f"correct[{i}]", f"must be 0 or 1, got {value!r}")
-    _check_fraction("accuracy", accuracy)
-    share = sum(correct) / len(correct) if len(correct) else 0.0
-    # float32 accuracies agree to about 1e-7; a wrong count differs by one row, 1e-5 at the least.
-    if abs(share - accuracy) > 1e-6:
-        raise FieldError(
-            "accuracy", f"is {accuracy!r}, but {sum(correct)} of {len(correct)} rows are correct"
-        )
-
-
 def _check_fraction(name: str, value: float) -> None:
     if not (math.isfinite(value) and 0.0 <= value <= 1.0):
         raise FieldError(name, f"must be between 0 and 1, got {value!r}")
-
-
-def _check_length(name: str, correct: Sequence[int], rows: int) -> None:
-    if len(correct) != rows:
-        raise FieldError(name, f"has {len(correct)} values, but eval_rows has {rows} rows")

@@ -71,9 +71,9 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     return lines
 
 
-def _by_task(task: Task, correct: tuple[int, ...]) -> list[str]:
+def _by_task(task: Task, correct: tuple[float, ...]) -> list[str]:
     """Return a line for each task of several, and their average, as the paper gives it."""
-    by_task: dict[str, list[int]] = {}
+    by_task: dict[str, list[float]] = {}
     for row, is_right in zip(task.eval_rows, correct, strict=True):
         by_task.setdefault(row.task, []).append(is_right)
     if len(by_task) < 2:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 
@@ -6,7 +7,7 @@ import pytest
 
 from dora_jax.analysis import atomic
 from dora_jax.analysis.records import FieldError
-from dora_jax.analysis.results import BaseResult, ComparisonResults, HistoryPoint
+from dora_jax.analysis.results import BaseResult, ComparisonResults, HistoryPoint, ProtocolResult
 from dora_jax.errors import DoraError
 from tests.analysis import sample
 
@@ -62,8 +63,14 @@ def _set(values, path, value):
         (["runs", 0, "correct"], [1, 0], ["runs[0].accuracy", "1 of 2"]),
         (["runs", 0, "accuracy"], 0.5, ["runs[0].accuracy", "24 of 40"]),
         (["base", "accuracy"], 1.2, ["base.accuracy", "between 0 and 1"]),
+        (["base", "accuracy"], "NaN", ["base.accuracy", "between 0 and 1"]),
+        (["base", "correct", 0], "NaN", ["base.correct[0]", "finite"]),
+        (["base", "correct", 0], True, ["base.correct[0]", "a number"]),
         (["base", "correct"], {}, ["base.correct", "a list"]),
         (["data", "metric"], "bleu", ["data.metric", "accuracy, exact_match", "'bleu'"]),
+        (["data", "task_metrics"], {"even": "CIDEr-D"}, ["data.task_metrics", "'accuracy'"]),
+        (["search", 1, "validation_accuracy"], 1.5, ["search[1].validation_accuracy", "0 and 1"]),
+        (["search", 1, "validation_accuracy"], -1, ["search[1].validation_accuracy", "0 or above"]),
         (["data", "chance"], -0.1, ["data.chance", "between 0 and 1"]),
         (["data", "eval_rows"], 39, ["data.eval_rows", "39", "40"]),
         (["data", "skipped"], {"train": {"long": "3"}}, ["data.skipped.train.long", "whole"]),
@@ -97,6 +104,66 @@ def test_a_missing_field_is_named(tmp_path, path):
     file.write_text(json.dumps(values))
     with pytest.raises(DoraError, match=rf"{path[-1]} is missing"):
         ComparisonResults.from_json(file)
+
+
+def test_marks_of_tasks_with_their_own_metrics(tmp_path):
+    before = sample.scored()
+    after = ComparisonResults.from_json(before.to_json(tmp_path / "r.json"))
+    assert after == before
+    assert max(after.runs[0].correct) > 1
+    assert after.strata == sample.SCORED_TASKS
+    assert sample.results().strata is None
+
+
+def test_a_score_is_the_mean_over_tasks_of_the_mean_over_rows():
+    # vqa: (0.3 + 0.6 + 0) / 3 = 0.3; caption: 2.1; their mean 1.2. Pooled it would be 0.75.
+    tasks, marks = ("vqa", "vqa", "caption", "vqa"), (0.3, 0.6, 2.1, 0)
+    results = sample.scored({"lora": [marks]}, tasks, base=(0, 0, 0, 0))
+    assert results.runs[0].accuracy == pytest.approx(1.2)
+    pooled = sample.run("lora", 0, marks, accuracy=0.75)
+    with pytest.raises(FieldError, match=r"runs\[0\].accuracy: is 0.75, but .* tasks .* is 1.2"):
+        dataclasses.replace(results, runs=(pooled,))
+
+
+def test_whole_marks_are_stored_as_before():
+    assert json.dumps(sample.results().to_dict()["base"]["correct"][:2]) == "[1, 1]"
+    scored = BaseResult(np.float32(0.65), np.array([1.0, 0.3]))
+    assert json.dumps(scored.correct) == "[1, 0.3]"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (["runs", 1, "correct", 2], -0.5, ["runs[1].correct[2]", "0 or above", "-0.5"]),
+        (["runs", 1, "correct", 2], "Infinity", ["runs[1].correct[2]", "finite"]),
+        (["runs", 1, "accuracy"], 9.0, ["runs[1].accuracy", "between 0 and", "9.0"]),
+        (["base", "accuracy"], 0.5, ["base.accuracy", "0.5", "mean over tasks"]),
+        (["base", "correct"], [0.5, 0.5], ["base.accuracy", "between 0.5 and 0.5"]),
+        (["eval_rows", 39, "task"], "vcr", ["data.task_metrics", "'vcr'", "'vqa'", "'caption'"]),
+        (["data", "task_metrics"], {}, ["data.task_metrics", "'vqa'", "only for none"]),
+        (["data", "metric"], "accuracy", ["data.task_metrics", "'accuracy'"]),
+    ],
+)
+def test_a_broken_field_of_scores_is_named(tmp_path, path, value, words):
+    values = sample.scored().to_dict()
+    _set(values, path, value)
+    with pytest.raises(FieldError) as error:
+        ComparisonResults.from_dict(values)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_other_protocols_are_checked_too():
+    wrong = ProtocolResult(0.5, (0.5,) * sample.ROWS, 0)
+    base = dataclasses.replace(sample.results().base, other={"generate": wrong})
+    with pytest.raises(FieldError, match=r"base.other.generate.correct\[0\]: must be 0 or 1"):
+        sample.results(base=base)
+
+
+def test_scores_of_too_few_rows_are_refused():
+    short = BaseResult(0.5, (0.5, 0.5))
+    with pytest.raises(FieldError, match=r"base.correct: has 2 values, but eval_rows has 40 rows"):
+        dataclasses.replace(sample.scored(), base=short)
 
 
 def test_optional_fields_may_be_missing():
