@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import (
-    Report,
-    Unmatched,
-    check_questions,
-    mark,
-    unmatched,
-)
-from dora_jax.evaluation.benchmarks.fields import (
+from dora_jax.data.fields import (
     WAY_OUT,
     id_of,
     number_of,
@@ -26,6 +18,14 @@ from dora_jax.evaluation.benchmarks.fields import (
     rows_of,
     text_of,
     value_of,
+)
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.benchmarks.answers import (
+    Report,
+    Unmatched,
+    check_questions,
+    mark,
+    unmatched,
 )
 from dora_jax.evaluation.benchmarks.normalise import evalai, normalise, single_line
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
