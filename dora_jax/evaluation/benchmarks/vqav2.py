@@ -87,20 +87,25 @@ def _annotations(path: Path) -> dict[str, tuple[tuple[str, ...], dict[str, str]]
 
 
 def score(questions: Sequence[Question], answers: Mapping[str, str]) -> Report:
-    """Score by soft accuracy, as the official evaluation does.
-
-    Answer and references are normalised where the people do not all agree word for word, and
-    compared as they stand where they do.
+    """Score by soft accuracy, see `vqa_accuracy`.
 
     Raises:
         DoraError: when a question has no reference.
     """
-    return mark(questions, answers, _rule)
+    return mark(questions, answers, lambda q, answer: vqa_accuracy(answer, q.references))
 
 
-def _rule(question: Question, answer: str) -> float:
-    references = [single_line(reference) for reference in question.references]
-    given = single_line(answer)
+def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
+    """Return an answer's soft accuracy, from 0 to 1, as the official evaluation has it.
+
+    Answer and references are normalised where the people do not all agree word for word, and
+    compared as they stand where they do.
+
+    Args:
+        answer: the model's.
+        people: what people answered, at least one.
+    """
+    references, given = [single_line(reference) for reference in people], single_line(answer)
     if len(set(references)) > 1:
         references, given = [normalise(text) for text in references], normalise(given)
     return soft_accuracy(given, references)
