@@ -40,6 +40,37 @@ def bucket_lengths(counts: Int[np.ndarray, "n"], buckets: int) -> tuple[int, ...
     return tuple(chosen[::-1])
 
 
+def bucketed_plan(
+    order: Int[np.ndarray, "n"],
+    bucket_of: Int[np.ndarray, "n"],
+    batch_size: int,
+    seeds: tuple[int, ...],
+) -> list[tuple[int, list[int]]]:
+    """Return the (bucket, rows) of each batch of an epoch, shuffled.
+
+    What is left of a bucket goes with the next longer one: all batches but one are full.
+
+    Args:
+        order: of the rows in the epoch.
+        bucket_of: of each row, 0 the shortest.
+        batch_size: rows of a batch.
+        seeds: of the batches' order.
+    """
+    longest = int(bucket_of.max())
+    plan: list[tuple[int, list[int]]] = []
+    left: list[int] = []
+    for bucket in range(longest + 1):
+        left += [int(i) for i in order[bucket_of[order] == bucket]]
+        full = len(left) // batch_size * batch_size
+        for start in range(0, full, batch_size):
+            plan.append((bucket, left[start : start + batch_size]))
+        left = left[full:]
+    if left:
+        plan.append((longest, left))
+    shuffled = np.random.default_rng((*seeds, len(plan))).permutation(len(plan))
+    return [plan[i] for i in shuffled]
+
+
 class BucketedBatches(StepBatches):
     """Batches of rows of like length, each padded to its bucket's length.
 
@@ -74,18 +105,7 @@ class BucketedBatches(StepBatches):
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
         """Return the (bucket, rows) of each batch of an epoch."""
         order = self._order.epoch(epoch)
-        plan: list[tuple[int, list[int]]] = []
-        left: list[int] = []
-        for bucket in range(len(self.lengths)):
-            left += [int(i) for i in order[self._bucket[order] == bucket]]
-            full = len(left) // self._batch_size * self._batch_size
-            for start in range(0, full, self._batch_size):
-                plan.append((bucket, left[start : start + self._batch_size]))
-            left = left[full:]
-        if left:
-            plan.append((len(self.lengths) - 1, left))
-        shuffled = np.random.default_rng((self._seed, epoch, len(plan))).permutation(len(plan))
-        return [plan[i] for i in shuffled]
+        return bucketed_plan(order, self._bucket, self._batch_size, (self._seed, epoch))
 
     def _planned(self, step: int) -> tuple[int, list[int]]:
         epoch, place = divmod(step, self.steps_an_epoch)

@@ -44,18 +44,24 @@ def check_features(images: Sequence[Any], config: VLBartConfig, where: str) -> N
             )
 
 
-def stack_features(rows: Sequence[Sequence[Any]], config: VLBartConfig) -> Visual | None:
-    """Return the images of a batch's rows, filled up; None where no row has any.
+def stack_features(
+    rows: Sequence[Sequence[Any]], config: VLBartConfig, room: tuple[int, int] | None = None
+) -> Visual | None:
+    """Return the images of a batch's rows, filled up; None where no row has any, and no room.
 
     Args:
         rows: of each row its images, as `check_features` takes them.
         config: the model's shape.
+        room: images of a row, and features of an image, to fill up to; None is as many as the
+            fullest has. Given alike, batches are of one shape.
 
     Raises:
-        DoraError: where one image is a grid of another size than another one.
+        DoraError: where one image is a grid of another size than another one, or than the room.
     """
     parts = [[_parts(image) for image in row] for row in rows]
     counts = {len(features) for row in parts for features, _ in row}
+    if room is not None:
+        counts.add(room[1])
     if not counts:
         return None
     if config.layout == "grid" and len(counts) > 1:
@@ -63,7 +69,8 @@ def stack_features(rows: Sequence[Sequence[Any]], config: VLBartConfig) -> Visua
             f"grids of {', '.join(map(str, sorted(counts)))} features are in one batch; make all "
             "images' features alike"
         )
-    shape = (len(rows), max(len(row) for row in parts), max(counts))
+    most_images = max(len(row) for row in parts) if room is None else room[0]
+    shape = (len(rows), most_images, max(counts))
     features = np.zeros((*shape, config.feature_size), np.float32)
     boxes, is_real = np.zeros((*shape, 4), np.float32), np.zeros(shape, bool)
     for number, row in enumerate(parts):

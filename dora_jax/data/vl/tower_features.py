@@ -12,25 +12,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from dora_jax.data.images import ImageProcessor, as_image
+from dora_jax.data.vl.visuals import even_places
 from dora_jax.models.vit import VisionTower
 
 Picture = UInt8[np.ndarray, "h w 3"]
 Kind = Literal["grid", "frames"]
-
-
-def even_places(total: int, count: int) -> Int[np.ndarray, "n"]:
-    """Return which of `total` frames stand for a clip: at most `count`, in the middle of parts.
-
-    Example:
-        >>> even_places(8, 4).tolist(), even_places(3, 4).tolist()
-        ([1, 3, 5, 7], [0, 1, 2])
-    """
-    if total <= count:
-        return np.arange(total)
-    return (2 * np.arange(count) + 1) * total // (2 * count)
 
 
 class TowerFeatures:
