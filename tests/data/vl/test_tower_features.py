@@ -8,7 +8,8 @@ pytest.importorskip("PIL", reason="the vision extra is not installed")
 
 from dora_jax.data.images import ImageProcessor, as_image
 from dora_jax.data.vl.feature_cache import MadeBy, cached_features
-from dora_jax.data.vl.tower_features import TowerFeatures, even_places
+from dora_jax.data.vl.tower_features import TowerFeatures
+from dora_jax.data.vl.visuals import even_places
 from dora_jax.models.vision_config import VisionConfig
 from dora_jax.models.vit import VisionTower
 
@@ -27,12 +28,12 @@ PICTURES = list(np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8
 
 @pytest.fixture(scope="module")
 def params():
-    return TOWER.init(jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
+    return jax.jit(TOWER.init)(jax.random.key(0), np.zeros((1, 8, 8, 3)))["params"]
 
 
 def expected(params, pictures):
     pixels = PROCESSOR([as_image(picture) for picture in pictures])
-    found = TOWER.apply({"params": params}, pixels)
+    found = jax.jit(TOWER.apply)({"params": params}, pixels)
     return np.asarray(found.layers[0][:, 1:]), np.asarray(found.pooled)
 
 
