@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.comparison.arms import ArmPlan
 from dora_jax.data.examples import Split
-from dora_jax.data.feature_store import open_features
-from dora_jax.data.features import FeatureVision
 from dora_jax.data.splits import Examples, read_examples
 from dora_jax.data.vision import Sight
+from dora_jax.data.vl.store import open_features
+from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, encode_task
 from dora_jax.models.build import SHARDING, Writer, build_model
@@ -124,7 +124,7 @@ def sight_of(pretrained: Pretrained, data: DataConfig) -> Sight | None:
             f"data.features is for models that read features of images, and {pretrained.name} does "
             "not: leave it out, or name a VL-BART (--model.name)"
         )
-    return FeatureVision(open_features(data.features), config)
+    return FeatureVision(open_features(data.features), config, data.frame_seconds)
 
 
 def load_weights(model: ModelConfig) -> tuple[Pretrained, str]:

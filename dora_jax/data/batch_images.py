@@ -7,10 +7,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from dora_jax.data.examples import BadImages
-from dora_jax.data.features import FeatureVision
 from dora_jax.data.images import BrokenImageError
 from dora_jax.data.train_rows import TrainRow
 from dora_jax.data.vision import Sight, Vision, fill_up
+from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 from dora_jax.models.source import Visual
 

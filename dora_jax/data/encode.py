@@ -290,7 +290,11 @@ def digest_rows(rows: Sequence[EncodedRow]) -> str:
     if judged:
         named.update(repr(judged).encode())
     # Wherever their folder is.
-    seen = [(n, image.name, image.size) for n, row in enumerate(rows) for image in row.images]
+    seen: list[tuple[Any, ...]] = [
+        (n, image.name, image.size, *(image.span or ()))
+        for n, row in enumerate(rows)
+        for image in row.images
+    ]
     if seen:
         named.update(repr(seen).encode())
     return named.hexdigest()[:16]

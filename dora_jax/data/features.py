@@ -1,16 +1,13 @@
 """Features of images and clips, as rows have them, to arrays of a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from dora_jax.data.vision import ImageFile
 from dora_jax.errors import DoraError
 from dora_jax.models.source import Visual
-from dora_jax.models.vlbart import VLBartConfig, pooled
+from dora_jax.models.vlbart import VLBartConfig
 
 
 def _parts(image: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -45,67 +42,6 @@ def check_features(images: Sequence[Any], config: VLBartConfig, where: str) -> N
                 f"{where}, image {number}: its boxes have shape {boxes.shape}; there must be one "
                 f"for each of {len(features)} features, of 4 numbers"
             )
-
-
-class Features(Protocol):
-    """Features by the name of an image or clip; where they are kept is its own affair."""
-
-    path: Path
-    size: int
-    """Bytes: other features under the same names show by it, mostly."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def get(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return features (K, F) and boxes (K, 4), if there are any, (left, right, top, bottom)."""
-        ...
-
-
-@dataclass(frozen=True)
-class FeatureVision:
-    """What a model that reads features takes for an image.
-
-    Attributes:
-        features: of all images, by name.
-        config: the model's shape.
-    """
-
-    features: Features
-    config: VLBartConfig
-
-    def pictures(self, images: Sequence[ImageFile]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return a row's images as `generate` takes them: features and boxes.
-
-        Raises:
-            DoraError: naming the image whose features are not what the model takes.
-        """
-        found = []
-        for image in images:
-            given = self.features.get(image.name)
-            check_features([given], self.config, f"{self.features.path}, {image.name}")
-            found.append(_shortened(*_parts(given), self.config))
-        return found
-
-    def stack(self, rows: Sequence[Sequence[Any]], images: int) -> Visual:
-        """Return the images of a batch's rows with places for so many, see `stack_features`."""
-        visual = stack_features(rows, self.config, images)
-        assert visual is not None, "a batch has places for images where a row has one"
-        return visual
-
-
-def _shortened(
-    features: np.ndarray, boxes: np.ndarray, config: VLBartConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a clip of no more frames than the model reads.
-
-    The model pools as many windows as it reads of all places of a batch; a clip beside a longer one
-    would be pooled otherwise than alone.
-    """
-    if config.layout != "frames" or len(features) <= config.image_tokens:
-        return features, boxes
-    whole = Visual(features[None, None], boxes[None, None], np.ones((1, 1, len(features)), bool))
-    short = pooled(config, whole)
-    return np.asarray(short.features[0, 0]), np.asarray(short.boxes[0, 0])
 
 
 def stack_features(

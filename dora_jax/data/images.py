@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from dora_jax.errors import DoraError
 from dora_jax.json_file import read_json_object
@@ -218,6 +218,12 @@ def open_image(path: "str | Path | BinaryIO", whole: bool = True) -> "Image":
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:
         reason = getattr(error, "strerror", None) or error
         raise BrokenImageError(f"{path}: is no image that can be read ({reason})") from error
+
+
+def as_image(pixels: UInt8[np.ndarray, "h w 3"]) -> "Image":
+    """Return pixels, red first, as an image that a processor takes."""
+    image: Image = _pillow().fromarray(pixels)
+    return image
 
 
 def _check_end(image: "Image") -> None:

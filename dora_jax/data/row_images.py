@@ -2,16 +2,17 @@
 
 import dataclasses
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dora_jax.data.examples import BadImages, Example, Images
-from dora_jax.data.features import Features
 from dora_jax.data.formats import LeftOut
 from dora_jax.data.images import BrokenImageError, open_image
 from dora_jax.data.vision import IMAGE, ImageFile, with_marks
+from dora_jax.data.vl.feature_files import Features
 from dora_jax.errors import DoraError
 
 OTHER_NUMBER = f"whose text has another number of {IMAGE} than the row has images"
@@ -65,7 +66,8 @@ class RowImages:
         if self.images == "leave_out":
             return _changed(example, [_without(text) for text in _texts(example)])
         if self.features is not None:
-            found = tuple(self._features(self.features, name, where) for name in names)
+            span = _span(row, where)
+            found = tuple(self._features(self.features, name, span, where) for name in names)
             return dataclasses.replace(example, images=found)
         texts = [_first(text) for text in _texts(example)]
         marks = sum(text.count(IMAGE) for text in texts)
@@ -77,9 +79,12 @@ class RowImages:
         files = tuple(self._file(name, folder, where) for name in names)
         return dataclasses.replace(_changed(example, texts), images=files)
 
-    def _features(self, features: Features, name: str, where: str) -> ImageFile:
-        if name in features:
-            return ImageFile(name, str(features.path), features.size)
+    def _features(
+        self, features: Features, name: str, span: tuple[float, float] | None, where: str
+    ) -> ImageFile:
+        stamp = features.stamp(name)
+        if stamp is not None:
+            return ImageFile(name, str(features.path), stamp, span)
         if self.bad == "error":
             raise DoraError(
                 f"{where}: {features.path} has no features of {name!r}; make them, or skip such "
@@ -127,6 +132,17 @@ def image_names(row: Mapping[str, Any], where: str) -> list[str]:
             "them to a folder (--data.image-folder) and name them in the rows"
         )
     return names
+
+
+def _span(row: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    """Return the part of its clip that a row is about, in seconds; None is all of it."""
+    given = row.get("span")
+    if given is None:
+        return None
+    match given:
+        case [int() | float() as start, int() | float() as end] if 0 <= start <= end < math.inf:
+            return float(start), float(end)
+    raise DoraError(f"{where}: 'span' must be two seconds, from and to; got {given!r:.80}")
 
 
 def _texts(example: Example) -> list[str]:

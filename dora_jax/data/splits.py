@@ -10,11 +10,11 @@ import numpy as np
 
 from dora_jax.data.cloze import cloze
 from dora_jax.data.examples import Example, Split
-from dora_jax.data.feature_store import open_features
 from dora_jax.data.order import shares
 from dora_jax.data.prompts import get_template
 from dora_jax.data.row_images import RowImages
 from dora_jax.data.sources import read_source
+from dora_jax.data.vl.store import open_features
 from dora_jax.errors import DoraError
 
 if TYPE_CHECKING:

@@ -20,12 +20,15 @@ class ImageFile(NamedTuple):
     Attributes:
         name: as the row gives it.
         path: where it is.
-        size: of the file, in bytes: the same name with other contents shows by it, mostly.
+        size: of the file, in bytes: the same name with other contents shows by it, mostly. Of
+            features their stamp, see `Features`.
+        span: of a clip the part that the row is about, from and to, in seconds; None is all of it.
     """
 
     name: str
     path: str
     size: int = 0
+    span: tuple[float, float] | None = None
 
 
 def with_marks(text: str, images: int) -> str:

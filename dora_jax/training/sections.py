@@ -127,6 +127,9 @@ class DataConfig:
     features: Path | None = None
     """Of models that read features of images (VL-BART): where they are, see docs/vl_data.md; the
     rows' images are names in it."""
+    frame_seconds: float | None = None
+    """Seconds of a clip that one of its features stands for, so that a row's `span` is cut out of
+    it; none gives whole clips."""
     images: Images = "use"
     """use, or leave_out: what text alone tells, for a model that sees or one that does not."""
     bad_images: BadImages = "skip"
@@ -158,6 +161,9 @@ class DataConfig:
         ):
             require_choice(f"data.{name}", getattr(self, name), choices)
         require_seed("data.seed", self.seed)
+        seconds = self.frame_seconds
+        if seconds is not None:
+            require(0 < seconds < math.inf, "data.frame_seconds", seconds, "positive and finite")
         if self.workers and not self.read_ahead:
             raise DoraError("data.workers make batches ahead: data.read_ahead must not be 0")
         self._check_sources()

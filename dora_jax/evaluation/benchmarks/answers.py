@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dora_jax.data.fields import WAY_OUT, id_of, value_of, wrong
 from dora_jax.data.jsonl import json_rows
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.fields import WAY_OUT, id_of, value_of, wrong
 from dora_jax.evaluation.benchmarks.question import Question
 
 _SAMPLE = '{"question_id": 262148000, "text": "down"}'

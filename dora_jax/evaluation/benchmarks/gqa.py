@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dora_jax.data.fields import WAY_OUT, text_of, value_of
 from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
-from dora_jax.evaluation.benchmarks.fields import WAY_OUT, text_of, value_of
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 from dora_jax.json_file import read_json_object
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dora_jax.data.fields import WAY_OUT, text_of, wrong
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.benchmarks.answers import (
     Report,
@@ -22,7 +23,6 @@ from dora_jax.evaluation.benchmarks.answers import (
     mark,
     named,
 )
-from dora_jax.evaluation.benchmarks.fields import WAY_OUT, text_of, wrong
 from dora_jax.evaluation.benchmarks.letters import option_letter
 from dora_jax.evaluation.benchmarks.question import Question, letter_prompt
 

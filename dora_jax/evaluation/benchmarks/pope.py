@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dora_jax.data.fields import id_of, text_of, wrong
 from dora_jax.data.jsonl import json_rows
 from dora_jax.evaluation.benchmarks.answers import (
     Unmatched,
@@ -17,7 +18,6 @@ from dora_jax.evaluation.benchmarks.answers import (
     check_references,
     unmatched,
 )
-from dora_jax.evaluation.benchmarks.fields import id_of, text_of, wrong
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 
 _SAMPLE = (

@@ -9,9 +9,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
-from dora_jax.evaluation.benchmarks.fields import (
+from dora_jax.data.fields import (
     WAY_OUT,
     number_of,
     text_of,
@@ -19,6 +17,8 @@ from dora_jax.evaluation.benchmarks.fields import (
     value_of,
     wrong,
 )
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
 from dora_jax.evaluation.benchmarks.letters import scienceqa_letter
 from dora_jax.evaluation.benchmarks.question import Question, letter_prompt
 from dora_jax.json_file import read_json_object

@@ -7,9 +7,7 @@ holds the tokens that an OCR system found, which LLaVA-1.5's prompt gives.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
-from dora_jax.evaluation.benchmarks.fields import (
+from dora_jax.data.fields import (
     WAY_OUT,
     id_of,
     rows_of,
@@ -18,6 +16,8 @@ from dora_jax.evaluation.benchmarks.fields import (
     value_of,
     wrong,
 )
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.benchmarks.answers import Report, check_questions, mark
 from dora_jax.evaluation.benchmarks.normalise import evalai
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 from dora_jax.evaluation.benchmarks.soft_accuracy import soft_accuracy

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dora_jax.analysis.atomic import write_text
+from dora_jax.data.fields import WAY_OUT, people_of, rows_of, text_of
 from dora_jax.evaluation.benchmarks.answers import (
     Report,
     Unmatched,
@@ -15,7 +16,6 @@ from dora_jax.evaluation.benchmarks.answers import (
     mark,
     unmatched,
 )
-from dora_jax.evaluation.benchmarks.fields import WAY_OUT, people_of, rows_of, text_of
 from dora_jax.evaluation.benchmarks.normalise import evalai, normalise
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 from dora_jax.evaluation.benchmarks.soft_accuracy import soft_accuracy

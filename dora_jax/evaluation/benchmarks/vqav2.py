@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import (
-    Report,
-    Unmatched,
-    check_questions,
-    mark,
-    unmatched,
-)
-from dora_jax.evaluation.benchmarks.fields import (
+from dora_jax.data.fields import (
     WAY_OUT,
     id_of,
     number_of,
@@ -26,6 +18,14 @@ from dora_jax.evaluation.benchmarks.fields import (
     rows_of,
     text_of,
     value_of,
+)
+from dora_jax.errors import DoraError
+from dora_jax.evaluation.benchmarks.answers import (
+    Report,
+    Unmatched,
+    check_questions,
+    mark,
+    unmatched,
 )
 from dora_jax.evaluation.benchmarks.normalise import evalai, normalise, single_line
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
@@ -87,20 +87,25 @@ def _annotations(path: Path) -> dict[str, tuple[tuple[str, ...], dict[str, str]]
 
 
 def score(questions: Sequence[Question], answers: Mapping[str, str]) -> Report:
-    """Score by soft accuracy, as the official evaluation does.
-
-    Answer and references are normalised where the people do not all agree word for word, and
-    compared as they stand where they do.
+    """Score by soft accuracy, see `vqa_accuracy`.
 
     Raises:
         DoraError: when a question has no reference.
     """
-    return mark(questions, answers, _rule)
+    return mark(questions, answers, lambda q, answer: vqa_accuracy(answer, q.references))
 
 
-def _rule(question: Question, answer: str) -> float:
-    references = [single_line(reference) for reference in question.references]
-    given = single_line(answer)
+def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
+    """Return an answer's soft accuracy, from 0 to 1, as the official evaluation has it.
+
+    Answer and references are normalised where the people do not all agree word for word, and
+    compared as they stand where they do.
+
+    Args:
+        answer: the model's.
+        people: what people answered, at least one.
+    """
+    references, given = [single_line(reference) for reference in people], single_line(answer)
     if len(set(references)) > 1:
         references, given = [normalise(text) for text in references], normalise(given)
     return soft_accuracy(given, references)

@@ -1,4 +1,4 @@
-"""Fields of the rows that benchmarks publish, with one message for each thing that can be wrong."""
+"""Fields of the rows that data sets publish, with one message for each thing that can be wrong."""
 
 from collections.abc import Iterator
 from typing import Any

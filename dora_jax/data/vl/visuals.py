@@ -1,0 +1,81 @@
+"""What a model that reads features is given of a row's images or clip."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from dora_jax.data.features import check_features, stack_features
+from dora_jax.data.vision import ImageFile
+from dora_jax.data.vl.feature_files import Features, Seen
+from dora_jax.models.source import Visual
+from dora_jax.models.vlbart import VLBartConfig
+
+
+@dataclass(frozen=True)
+class FeatureVision:
+    """What a model takes for an image: its features, by the image's name.
+
+    Attributes:
+        features: of all images.
+        config: the model's shape.
+        seconds: that one feature of a clip stands for, so that its part can be cut out; None gives
+            the whole clip.
+    """
+
+    features: Features
+    config: VLBartConfig
+    seconds: float | None = None
+
+    def pictures(self, images: Sequence[ImageFile]) -> list[Seen]:
+        """Return a row's images, or the frames of its clip, as `generate` takes them.
+
+        Of a clip with more frames than the model has tokens (`image_tokens`) as many are taken
+        evenly: what the model sees does not depend on how long the other clips of a batch are.
+
+        Raises:
+            DoraError: naming the image, for what is missing or does not fit the model.
+        """
+        found = []
+        for image in images:
+            seen = self.features.get(image.name)
+            if self.config.layout == "frames":
+                seen = _of_places(seen, self._frames(image, len(seen.features)))
+            check_features([seen], self.config, f"{self.features.path}, {image.name!r}")
+            found.append(seen)
+        return found
+
+    def stack(self, rows: Sequence[Sequence[Any]], images: int) -> Visual:
+        """Return the images of a batch's rows with places for so many, see `stack_features`."""
+        visual = stack_features(rows, self.config, images)
+        assert visual is not None, "a batch has places for images where a row has one"
+        return visual
+
+    def _frames(self, image: ImageFile, total: int) -> Int[np.ndarray, "n"]:
+        """Return which frames of a clip the model is given."""
+        places = np.arange(total)
+        if image.span is not None and self.seconds is not None:
+            start, end = image.span
+            first = min(int(start // self.seconds), total - 1)
+            places = places[first : max(first + 1, math.ceil(end / self.seconds))]
+        return places[even_places(len(places), self.config.image_tokens)]
+
+
+def _of_places(seen: Seen, places: Int[np.ndarray, "n"]) -> Seen:
+    boxes = None if seen.boxes is None else seen.boxes[places]
+    return Seen(seen.features[places], boxes)
+
+
+def even_places(total: int, count: int) -> Int[np.ndarray, "n"]:
+    """Return which of `total` frames stand for a clip: at most `count`, in the middle of parts.
+
+    Example:
+        >>> even_places(8, 4).tolist(), even_places(3, 4).tolist()
+        ([1, 3, 5, 7], [0, 1, 2])
+    """
+    if total <= count:
+        return np.arange(total)
+    return (2 * np.arange(count) + 1) * total // (2 * count)
