@@ -30,3 +30,16 @@ def read_json_object(path: Path, way_out: str, joint: str = "; ") -> dict[str, A
     if not isinstance(found, dict):
         raise DoraError(f"{path}: must hold a JSON object{joint}{way_out}")
     return found
+
+
+def starts_with_list(path: Path) -> bool:
+    """Whether a JSON file holds a list; only its beginning is read.
+
+    Raises:
+        DoraError: when it cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read(4096).lstrip("\ufeff \t\r\n").startswith("[")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DoraError(f"{path}: cannot be read ({error}); check the path") from error

@@ -1,0 +1,74 @@
+"""Rows of VL-BART's tasks as JSON lines that every command reads."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dora_jax.analysis.atomic import write_text
+from dora_jax.data.examples import Metric
+from dora_jax.data.vl.row import CAPTION_TASKS, VLRow, source_text
+from dora_jax.errors import DoraError
+
+
+class Written(NamedTuple):
+    """How many rows were written, and how many have no answer and were left out."""
+
+    rows: int
+    unanswered: int
+
+
+def write_rows(path: Path, rows: Iterable[VLRow]) -> Written:
+    """Write rows in the data's own format, see `record`.
+
+    Args:
+        path: the file to write, whole or not at all.
+        rows: of one or several tasks; those without a target, as of a hidden test, are left out.
+
+    Raises:
+        DoraError: when no row has a target, or the file cannot be written.
+    """
+    lines, unanswered = [], 0
+    for row in rows:
+        if row.targets:
+            lines.append(json.dumps(record(row), ensure_ascii=False) + "\n")
+        else:
+            unanswered += 1
+    if not lines:
+        raise DoraError(
+            f"{path}: there is nothing to write: none of {unanswered} rows has an answer; give the "
+            "file that holds them"
+        )
+    write_text(path, "".join(lines))
+    return Written(len(lines), unanswered)
+
+
+def record(row: VLRow) -> dict[str, Any]:
+    """Return a row as a JSON object: see docs/data.md, `metric`, `references` and `targets`.
+
+    Example:
+        >>> record(VLRow("nlvr", "7", "Both are red.", ("true",), visuals=("a", "b")))["images"]
+        ['a', 'b']
+    """
+    weights: dict[str, float] = {}
+    for text, weight in zip(row.targets, row.weights, strict=True):
+        weights[text.strip()] = max(weight, weights.get(text.strip(), 0.0))
+    found = {
+        "id": row.id,
+        "task": row.task,
+        "instruction": source_text(row),
+        "output": max(weights, key=lambda text: weights[text]),
+        "images": list(row.visuals),
+        "span": None if row.span is None else list(row.span),
+        "metric": metric_of(row),
+        "references": list(row.references),
+        "targets": weights if len(weights) > 1 or row.task == "vqa" else None,
+    }
+    return {name: value for name, value in found.items() if value not in (None, [])}
+
+
+def metric_of(row: VLRow) -> Metric:
+    """Return what a row's task is scored by."""
+    if row.task in CAPTION_TASKS:
+        return "cider"
+    return "vqa" if row.task == "vqa" else "exact"
