@@ -211,8 +211,9 @@ def _identity(
 
 
 def _asks_the_same(bench: Workbench, first: Workbench) -> bool:
-    """Whether two arms are scored on the same rows, with or without the images in them."""
-    if bench.config.data.images == first.config.data.images:
+    """Whether two arms are scored on the same rows, with all that is in them or without some."""
+    own, other = bench.config.data, first.config.data
+    if (own.images, own.texts) == (other.images, other.texts):
         return bench.task.evaluation_digest == first.task.evaluation_digest
     return bench.task.evaluation_names == first.task.evaluation_names
 

@@ -13,6 +13,7 @@ Packing = Literal["none", "pack", "bucket"]
 Form = Literal["as_given", "cloze"]
 # What becomes of the rows' images, and of rows whose image is missing or broken.
 Images = Literal["use", "leave_out"]
+Texts = Literal["use", "leave_out"]
 BadImages = Literal["skip", "error"]
 # How a written answer is scored, see `evaluation.metrics`.
 Metric = Literal["exact", "vqa", "cider"]
@@ -77,4 +78,4 @@ class Example:
         if self.is_text:
             return ("text", self.answer)
         text = tuple((t.role, t.text) for t in self.turns) if self.turns else self.prompt
-        return (text, *(image.path for image in self.images)) if self.images else text
+        return (text, *((i.path, i.name, i.span) for i in self.images)) if self.images else text

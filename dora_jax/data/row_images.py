@@ -29,7 +29,7 @@ class RowImages:
 
     Attributes:
         folder: where they are; None is the folder of the rows' file.
-        images: whether they are used, or left out of the rows.
+        images: whether they are used; left out, they are named alone, and not looked for.
         bad: what happens where one is missing or broken.
         whole: whether all of each file is read to tell; else its head and its end.
         broken: how many were, so far.
@@ -64,7 +64,10 @@ class RowImages:
         if not names:
             return example
         if self.images == "leave_out":
-            return _changed(example, [_without(text) for text in _texts(example)])
+            # Named yet, since the same question about another image is another one.
+            files = tuple(ImageFile(name, str((self.folder or folder) / name)) for name in names)
+            blind = _changed(example, [_without(text) for text in _texts(example)])
+            return dataclasses.replace(blind, images=files)
         if self.features is not None:
             span = _span(row, where)
             found = tuple(self._features(self.features, name, span, where) for name in names)

@@ -50,7 +50,26 @@ def read_examples(config: "DataConfig") -> Examples:
     folder = config.image_folder
     if folder is not None and not folder.is_dir():
         raise DoraError(f"data.image_folder {folder}: no such folder")
-    return _files(config) if config.sources() else _world(config)
+    found = _files(config) if config.sources() else _world(config)
+    splits = {
+        split: [_with_left_out(example, config) for example in examples]
+        for split, examples in found.splits.items()
+    }
+    return dataclasses.replace(found, splits=splits)
+
+
+def _with_left_out(example: Example, config: "DataConfig") -> Example:
+    """Return an example without what the config leaves out of all rows.
+
+    Of rows that are divided already: the arms of a comparison have the same ones, whatever each of
+    them sees.
+    """
+    if config.images == "leave_out":
+        example = dataclasses.replace(example, images=())
+    if config.texts == "leave_out":
+        named = example.prompt.split(maxsplit=1)[:1]
+        example = dataclasses.replace(example, prompt="".join(named))
+    return example
 
 
 def _world(config: "DataConfig") -> Examples:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dora_jax.data.examples import BadImages, Form, Images, Packing, TooLong, TrainOn
+from dora_jax.data.examples import BadImages, Form, Images, Packing, Texts, TooLong, TrainOn
 from dora_jax.errors import DoraError
 from dora_jax.models.attention import AttentionKernel
 from dora_jax.models.remat import Remat
@@ -132,6 +132,9 @@ class DataConfig:
     it; none gives whole clips."""
     images: Images = "use"
     """use, or leave_out: what text alone tells, for a model that sees or one that does not."""
+    texts: Texts = "use"
+    """use, or leave_out: what images alone tell. Of each prompt its first word is left, such as
+    VL-BART's vqa:, which says what is wanted."""
     bad_images: BadImages = "skip"
     """What happens to rows whose image is missing or broken, which are counted and reported in any
     case: skip or error."""
@@ -157,6 +160,7 @@ class DataConfig:
             ("too_long", TooLong),
             ("packing", Packing),
             ("images", Images),
+            ("texts", Texts),
             ("bad_images", BadImages),
         ):
             require_choice(f"data.{name}", getattr(self, name), choices)

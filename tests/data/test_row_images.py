@@ -176,7 +176,18 @@ def test_images_can_be_left_out(folder):
     ]
     ((example,), _) = read(folder, *rows, images="leave_out")
     assert [turn.text for turn in example.turns] == ["What?", "x", "And  here?"]
-    assert example.images == ()
+    # Named alone, so that the same question about another image is another one.
+    assert [image.name for image in example.images] == ["a", "b"]
+    config = DataConfig(
+        train=write_rows(
+            folder / "t.jsonl", [{"question": "?", "answer": "x", "image": n} for n in "abc"]
+        ),
+        eval=write_rows(folder / "e.jsonl", rows),
+        images="leave_out",
+    )
+    splits = read_examples(config).splits
+    assert [len(splits[name]) for name in ("train", "validation", "evaluation")] == [2, 1, 1]
+    assert not any(example.images for split in splits.values() for example in split)
 
 
 def test_another_number_of_marks_is_counted(folder):
