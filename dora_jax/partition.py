@@ -50,6 +50,10 @@ def module_specs(params: Params, rules: AdapterRules) -> dict[str, AdapterSpec]:
     return rules.resolve((path, weight_name(leaves)) for path, leaves in iter_modules(params))
 
 
+# A leaf that no rule trains, as torch's buffers: BART's bias of the logits, which is zeros.
+BUFFER = "buffer"
+
+
 def adapter_leaves(spec: AdapterSpec) -> tuple[str, ...]:
     """Return the names of the leaves that a module of this spec holds beside its own."""
     low_rank = ADAPTER_LEAVES[:2] if spec.has_low_rank else ()
@@ -109,7 +113,7 @@ def trainable_mask(params: Params, rules: AdapterRules | None = None) -> Params:
     def trains(keys: tuple[Any, ...], _: Any) -> bool:
         *module, name = (key.key for key in keys)
         names = trained["/".join(module)]
-        return names is None or name in names
+        return name != BUFFER and (names is None or name in names)
 
     return jax.tree_util.tree_map_with_path(
         trains, params, is_leaf=lambda node: not isinstance(node, Mapping)

@@ -30,7 +30,7 @@ CONFIG = VLBartConfig(
     image_tokens=4,
 )
 ROWS, SOURCE, TARGET, LABELS, CELLS, RANK = 2, 5, 6, 3, 9, 3
-_EVERYTHING = AdapterRules([("(?!final_logits_bias).*", AdapterSpec("full"))])
+_EVERYTHING = AdapterRules([(".*", AdapterSpec("full"))])
 _DECODER = AdapterRules([("decoder/.*/q_proj", AdapterSpec("lora", rank=RANK))])
 
 

@@ -232,3 +232,10 @@ def test_counts():
     assert count_parameters(jax.eval_shape(lambda: PARAMS), trainable_mask(PARAMS)) == 35
     assert count_parameters(partition(PARAMS, trainable_mask(PARAMS))[0]) == 35
     assert count_parameters({}) == 0
+
+
+def test_a_buffer_is_trained_by_no_rule():
+    params = {"head": {"kernel": 0, "bias": 0, "buffer": 0}}
+    for spec in (AdapterSpec("full"), AdapterSpec("frozen", train_bias=True)):
+        mask = trainable_mask(params, AdapterRules([("head", spec)]))["head"]
+        assert mask == {"kernel": spec.method == "full", "bias": True, "buffer": False}

@@ -29,6 +29,7 @@ from dora_jax.errors import DoraError
 from dora_jax.models.bart import POSITION_OFFSET
 from dora_jax.models.bart_config import SIZES, BartConfig
 from dora_jax.models.vlbart import BOX_SIZE, VLBartConfig
+from dora_jax.partition import BUFFER
 
 ARCHITECTURES = {"bart": "BartForConditionalGeneration", "vl_bart": "VLBart"}
 # As it is written, and in the files of a bare `BartModel`, of which BART-base's are.
@@ -140,7 +141,7 @@ def bart_tensors(config: BartConfig, prefix: str = _PREFIXES[0]) -> list[Tensor]
         return [kernel, one(module, "bias", "bias", shape[1:], layers)]
 
     table = [
-        Tensor(f"{_LOGITS_BIAS}/bias", _LOGITS_BIAS, "", (1, c.vocab_size)),
+        Tensor(f"{_LOGITS_BIAS}/{BUFFER}", _LOGITS_BIAS, "", (1, c.vocab_size)),
         one("shared", "embedding", "weight", (c.vocab_size, D)),
     ]
     positions = (c.max_position_embeddings + POSITION_OFFSET, D)
@@ -238,10 +239,10 @@ def read_bart_folder(
     if _LOGITS_BIAS not in files:
         bias: Any = np.zeros((1, config.vocab_size), wanted)
         if sharding is not None:
-            path = f"{_LOGITS_BIAS}/bias"
+            path = f"{_LOGITS_BIAS}/{BUFFER}"
             own = sharding(path, bias.shape) if callable(sharding) else sharding
             bias = jax.device_put(bias, own)
-        params[_LOGITS_BIAS] = {"bias": bias}
+        params[_LOGITS_BIAS] = {BUFFER: bias}
     return BartFolder(config, params, tokenizer, generation)
 
 

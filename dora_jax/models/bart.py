@@ -35,6 +35,7 @@ from dora_jax.models.attention import (
 from dora_jax.models.bart_config import BartConfig
 from dora_jax.models.remat import Remat, rematerialised
 from dora_jax.models.source import Source
+from dora_jax.partition import BUFFER
 from dora_jax.spec import AdapterRules
 
 SHARDING: ShardingRules = (
@@ -253,7 +254,7 @@ class LogitsBias(nn.Module):
     @nn.compact
     def __call__(self, logits: Array) -> Array:
         shape = (1, self.config.vocab_size)
-        bias = self.param("bias", nn.initializers.zeros, shape, self.dtype)
+        bias = self.param(BUFFER, nn.initializers.zeros, shape, self.dtype)
         return logits + bias[0].astype(logits.dtype)
 
 

@@ -199,8 +199,8 @@ def start_from_bart(model: VLBart, params: dict[str, Any], key: jax.Array) -> di
         given["shared/embedding"] = jnp.concatenate(
             [given["shared/embedding"], new.astype(given["shared/embedding"].dtype)]
         )
-        bias = given["final_logits_bias/bias"]
-        given["final_logits_bias/bias"] = jnp.pad(jnp.asarray(bias), [(0, 0), (0, more)])
+        bias = given["final_logits_bias/buffer"]
+        given["final_logits_bias/buffer"] = jnp.pad(jnp.asarray(bias), [(0, 0), (0, more)])
     shapes = flax.traverse_util.flatten_dict(param_shapes(model), sep="/")
     for path, leaf in given.items():
         expected = shapes[path].shape if path in shapes else None

@@ -38,8 +38,6 @@ Bias = Literal["none", "all", "lora_only"]
 RunMethod = Literal["frozen", "full", "lora", "dora", "magnitude", "bitfit", "norms"]
 Schedule = Literal["linear", "cosine", "constant", "wsd"]
 OptimizerName = Literal["adamw", "nadamw", "lion", "adafactor", "muon", "sgd"]
-# All modules but BART's bias of the logits, which is a constant of zeros elsewhere.
-_ALL_BIASES = "(?!final_logits_bias).*"
 _BETAS: dict[str, tuple[str, ...]] = {
     "adamw": ("beta1", "beta2"),
     "nadamw": ("beta1", "beta2"),
@@ -263,7 +261,7 @@ class AdapterConfig:
         """
         full, biases = AdapterSpec("full"), AdapterSpec("frozen", train_bias=True)
         if method == "bitfit":
-            return AdapterRules([(_ALL_BIASES, biases)])
+            return AdapterRules([(".*", biases)])
         if method == "norms":
             return AdapterRules([("scale", full)])
         fields = dataclasses.asdict(self)
@@ -274,7 +272,7 @@ class AdapterConfig:
         except ValueError as error:
             text = re.sub("^rule ", "adapter.modules: ", str(error))
             raise DoraError(text.replace("AdapterSpec.", "adapter.")) from None
-        rest = [(_ALL_BIASES, biases)] if bias == "all" else []
+        rest = [(".*", biases)] if bias == "all" else []
         return AdapterRules([*((pattern, full) for pattern in saved), *chosen, *rest])
 
     def _chosen(self, modules: str, spec: AdapterSpec) -> Sequence[tuple[str, AdapterSpec]]:

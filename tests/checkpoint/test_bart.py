@@ -52,7 +52,9 @@ def test_every_tensor_stands_in_its_place(written):
     positions = params["encoder"]["embed_positions"]["embedding"]
     np.testing.assert_array_equal(positions, tensors["model.encoder.embed_positions.weight"])
     assert len(positions) == SIZES["max_position_embeddings"] + POSITION_OFFSET
-    np.testing.assert_array_equal(params["final_logits_bias"]["bias"], tensors["final_logits_bias"])
+    np.testing.assert_array_equal(
+        params["final_logits_bias"]["buffer"], tensors["final_logits_bias"]
+    )
     assert sum(x.size for x in jax.tree.leaves(params)) == sum(x.size for x in tensors.values())
     assert found.tokenizer.eos_id == SIZES["eos_token_id"]
 
@@ -109,7 +111,7 @@ def test_a_bare_model_has_no_bias_of_its_logits(written, where, tmp_path):
         return {key: a for key, a in _bare(tensors).items() if key != "final_logits_bias"}
 
     found = read_bart_folder(rewrite(tmp_path / "bare", bare), "bfloat16", where).params
-    bias = found["final_logits_bias"]["bias"]
+    bias = found["final_logits_bias"]["buffer"]
     assert (bias.shape, bias.dtype.name) == ((1, SIZES["vocab_size"]), "bfloat16")
     assert not np.asarray(bias).any()
     if where is not None:

@@ -264,7 +264,7 @@ def test_the_paper_tunes_queries_values_biases_and_what_is_new(family):
     for path, trains in flat.items():
         module, leaf = path.rsplit("/", 1)
         is_adapter = leaf in ("lora_a", "lora_b", "magnitude")
-        is_bias = leaf == "bias" and not module.startswith("final_logits_bias")
+        is_bias = leaf == "bias"
         is_norm = family == "image" and "norm" in module
         assert trains == (is_adapter or is_bias or is_norm or "visual" in module), path
     adapted = {path.rsplit("/", 1)[0] for path in flat if path.endswith("magnitude")}
@@ -299,7 +299,7 @@ def test_a_start_from_bart_keeps_it_and_draws_the_rest():
     np.testing.assert_array_equal(shared[:size], bart.params["shared"]["embedding"])
     assert shared.shape[0] == size + MORE_TOKENS
     assert 0.01 < np.std(shared[size:]) < 0.03
-    assert not params["final_logits_bias"]["bias"][:, size:].any()
+    assert not params["final_logits_bias"]["buffer"][:, size:].any()
     jax.tree.map(np.testing.assert_array_equal, params["decoder"], bart.params["decoder"])
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, param_shapes(model))
     narrow = VLBart(dataclasses.replace(model.config, encoder_ffn_dim=8))
