@@ -15,28 +15,13 @@ from dora_jax.data.vl.feature_files import Seen
 from dora_jax.data.vl.row import VLRow
 from dora_jax.data.vl.visuals import row_visuals
 from dora_jax.errors import DoraError
-from dora_jax.models.vlbart import VLBart, VLBartConfig
+from dora_jax.models.llama import param_shapes
+from dora_jax.models.vlbart import VLBart
 from dora_jax.partition import partition
 from dora_jax.training.step import labelled_loss
-from tests.checkpoint.tiny_model import TOKENS, tokenizer
+from tests.checkpoint.tiny_model import tokenizer
+from tests.data.vl.tiny import CONFIG
 
-CONFIG = VLBartConfig(
-    vocab_size=len(TOKENS) + 4,
-    d_model=8,
-    encoder_layers=1,
-    decoder_layers=1,
-    encoder_attention_heads=2,
-    decoder_attention_heads=2,
-    encoder_ffn_dim=8,
-    decoder_ffn_dim=8,
-    max_position_embeddings=64,
-    feature_size=3,
-    image_tokens=4,
-    pad_token_id=0,
-    bos_token_id=1,
-    eos_token_id=2,
-    decoder_start_token_id=2,
-)
 FRAMES = dataclasses.replace(CONFIG, layout="frames")
 PAD = 0
 
@@ -245,7 +230,10 @@ def test_the_model_trains_on_them_whole_or_not():
     model = VLBart(CONFIG)
     batches = TaskBatches(data_of("vqa", 1), VLBatching(2), CONFIG, PAD)
     batch = batches.batch(0)
-    params = jax.jit(model.init)(jax.random.key(0), batch.tokens, source=batch.source)["params"]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), param_shapes(model)
+    )
     trainable, frozen = partition(params, jax.tree.map(lambda _: True, params))
     loss_of = jax.jit(jax.value_and_grad(lambda t: labelled_loss(model, t, frozen, batch)))
     loss, grads = loss_of(trainable)
