@@ -10,20 +10,7 @@ from dora_jax.data.images import ImageProcessor, as_image
 from dora_jax.data.vl.feature_cache import MadeBy, cached_features
 from dora_jax.data.vl.tower_features import TowerFeatures
 from dora_jax.data.vl.visuals import even_places
-from dora_jax.models.vision_config import VisionConfig
-from dora_jax.models.vit import VisionTower
-
-CONFIG = VisionConfig(
-    hidden_size=8,
-    intermediate_size=8,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    image_size=8,
-    patch_size=4,
-)
-TOWER = VisionTower(CONFIG)
-PROCESSOR = ImageProcessor(size=None, crop=None)
-PICTURES = list(np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), np.uint8))
+from tests.data.vl.tiny import PICTURES, PROCESSOR, TOWER
 
 
 @pytest.fixture(scope="module")
