@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dora_jax.answer import answer
+from dora_jax.checkpoint.exchange import export_peft
 from dora_jax.checkpoint.merge import merge_to_hf
 from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.comparison.compare import compare
@@ -156,3 +157,8 @@ def test_what_it_has_no_use_for_is_refused(inputs, tmp_path, section, fields, me
     changed = dataclasses.replace(getattr(base, section), **fields)
     with pytest.raises(DoraError, match=message):
         compare(dataclasses.replace(base, **{section: changed}), "the command")
+
+
+def test_peft_files_are_refused_with_the_way_out(config, results, tmp_path):
+    with pytest.raises(DoraError, match="this is a BART: .*dora-jax merge"):
+        export_peft(config.out / "seed-0" / "dora", tmp_path / "peft")

@@ -100,7 +100,7 @@ def _digest(params: Any) -> str:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _look(tower: VisionTower, layer: int, params: Any, pixels: Array) -> tuple[Array, Array]:
-    found = tower.apply({"params": params}, pixels, layers=(layer,))
+    found: Any = tower.apply({"params": params}, pixels, layers=(layer,))
     grid = found.layers[0][:, int(tower.config.class_token) :].astype(jnp.float32)
     vector = grid.mean(axis=1) if found.pooled is None else found.pooled.astype(jnp.float32)
     return grid, vector
