@@ -160,5 +160,5 @@ def test_what_it_has_no_use_for_is_refused(inputs, tmp_path, section, fields, me
 
 
 def test_peft_files_are_refused_with_the_way_out(config, results, tmp_path):
-    with pytest.raises(DoraError, match="this is a BART: .*dora-jax merge"):
+    with pytest.raises(DoraError, match=r"this is a BART: .*dora-jax merge"):
         export_peft(config.out / "seed-0" / "dora", tmp_path / "peft")
