@@ -19,8 +19,8 @@ from dora_jax.data.order import Recent, ShuffledOrder
 from dora_jax.data.padding import round_up
 from dora_jax.data.train_rows import TrainRow
 from dora_jax.data.vl.encode import VLEncodedRow
-from dora_jax.data.vl.feature_files import Features
-from dora_jax.data.vl.row import Task
+from dora_jax.data.vl.feature_files import Features, Seen
+from dora_jax.data.vl.row import Task, VLRow
 from dora_jax.data.vl.visuals import row_visuals
 from dora_jax.errors import DoraError
 from dora_jax.models.source import Source
@@ -148,8 +148,8 @@ class TaskBatches(StepBatches):
         seeing = next(encoded.row for encoded in self._data.rows if encoded.row.visuals)
         return most, len(self._visuals(seeing)[0].features)
 
-    def _visuals(self, row: Any) -> list[Any]:
-        return [*row_visuals(row, self._data.features, self._config, self._data.seconds)]
+    def _visuals(self, row: VLRow) -> list[Seen]:
+        return row_visuals(row, self._data.features, self._config, self._data.seconds)
 
     def _plan(self, epoch: int) -> list[tuple[int, list[int]]]:
         order = self._order.epoch(epoch)
@@ -210,7 +210,7 @@ class TaskBatches(StepBatches):
         is_real = np.zeros(tokens.shape, bool)
         # An empty row reads something too: attention to nothing at all is not defined.
         is_real[:, 0] = True
-        images: list[list[Any]] = [[] for _ in held]
+        images: list[list[Seen]] = [[] for _ in held]
         for place, numbers in enumerate(held):
             for number in numbers:
                 encoded = self._data.rows[number]
