@@ -14,6 +14,8 @@ from dora_jax.comparison.compare import compare
 from dora_jax.comparison.evaluate import evaluate
 from dora_jax.data.encode import digest_rows
 from dora_jax.data.splits import read_examples
+from dora_jax.data.vl.store import open_features
+from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import encode_task
 from dora_jax.models.vlbart import VLBart, VLBartConfig
@@ -189,7 +191,8 @@ def test_one_question_about_two_images_is_two(inputs, config, tmp_path):
 def test_other_features_are_other_data(inputs, config, tmp_path):
     def digest(folder):
         data = dataclasses.replace(config.data, features=folder)
-        task = encode_task(read_examples(data), data, tokenizer(), start=2)
+        vision = FeatureVision(open_features(folder), CONFIG)
+        task = encode_task(read_examples(data), data, tokenizer(), vision=vision, start=2)
         return digest_rows(task.rows["train"])
 
     (tmp_path / "other").mkdir()
@@ -203,7 +206,7 @@ def test_other_features_are_other_data(inputs, config, tmp_path):
     [
         ({"features": "absent"}, "absent: there is no such folder of features"),
         ({"frame_seconds": 0.0}, "data.frame_seconds must be positive and finite"),
-        ({"texts": "none"}, "data.texts must be one of use, leave_out"),
+        ({"texts": "none"}, "data.texts must be one of 'use', 'leave_out'"),
     ],
 )
 def test_what_cannot_be_is_refused(inputs, tmp_path, fields, message):

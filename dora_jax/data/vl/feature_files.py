@@ -145,7 +145,7 @@ def _shares(entry: Any, count: int, where: str) -> np.ndarray:
         raise DoraError(f"{where}: its boxes have shape {boxes.shape}, and its features {count}")
     if "img_w" in entry and "img_h" in entry:
         width, height = (float(np.asarray(entry[n][()]).item()) for n in ("img_w", "img_h"))
-        boxes = boxes / np.array([width, height, width, height], np.float32)
+        boxes = np.divide(boxes, [width, height, width, height], dtype=np.float32)
     # A little over 1 is rounding; boxes in pixels are far off.
     if not (boxes.min(initial=0) >= -0.01 and boxes.max(initial=0) <= 1.01):
         raise DoraError(
