@@ -9,6 +9,7 @@ For T tokens a step, P of them labelled, a kernel of (in, out) and rank r:
     attention                    6 T S H F         S tokens a row; the causal half, forward and
                                                    twice that backward
     head                         4 P hidden V      forward and gradient of its input
+    encoder and decoder          likewise: see `dora_jax.encoder_decoder_cost`
     vision tower, projector      likewise, for the positions of each image; where nothing of the
                                  tower is trained, forward alone; its attention sees both ways
     DoRA: norms                  2 in out r + ...  once a step, whatever T: see `norm_flops`
@@ -21,8 +22,9 @@ against which a step's speed is measured ("model FLOP utilisation").
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -30,7 +32,7 @@ from dora_jax.factored_norm import cheaper_path, norm_flops
 from dora_jax.models.build import Decoder
 from dora_jax.models.llama import param_shapes
 from dora_jax.models.llava import LlavaConfig
-from dora_jax.partition import iter_modules, module_specs
+from dora_jax.partition import Params, iter_modules, module_specs
 from dora_jax.spec import FROZEN, AdapterRules, AdapterSpec
 
 
@@ -74,21 +76,58 @@ def step_cost(
     tokens = batch * seq
     labels = tokens if labels is None else labels
     sight = _Sight(model.config, images) if isinstance(model.config, LlavaConfig) else None
-    kernels = full = low_rank = norms = scaling = 0.0
     shapes = param_shapes(model)
     specs = module_specs(shapes, rules)
+
+    def use(path: str) -> Use:
+        if path.endswith("lm_head"):
+            return Use(labels, 0)  # counted as the head
+        if sight is not None and (seen := sight.positions(path)) is not None:
+            return Use(seen, 4 if sight.learns(path, specs) else 2)
+        return Use(tokens, 4)
+
+    width = config.num_attention_heads * config.head_dim
+    attention = 6.0 * config.num_hidden_layers * tokens * seq * width
+    if sight is not None:
+        attention += sight.attention(specs)
+    head = 4.0 * labels * config.hidden_size * config.vocab_size
+    return StepCost(**modules_cost(shapes, specs, use), attention=attention, head=head)
+
+
+class Use(NamedTuple):
+    """How a step uses a kernel.
+
+    Attributes:
+        positions: that it is applied to, over all rows.
+        passes: operations of an element of the kernel at each of them: 4, where a gradient goes on
+            to its input, else 2.
+    """
+
+    positions: int
+    passes: int
+
+
+def modules_cost(
+    shapes: Params, specs: Mapping[str, AdapterSpec], use: Callable[[str], Use]
+) -> dict[str, float]:
+    """Count the operations of all kernels and their adapters.
+
+    Args:
+        shapes: the adapted model's parameters, or their shapes.
+        specs: of its modules, by path.
+        use: of the module at a path.
+
+    Returns:
+        The parts of `StepCost` that are of kernels, by name.
+    """
+    kernels = full = low_rank = norms = scaling = 0.0
     for path, leaves in iter_modules(shapes):
         if "kernel" not in leaves:
             continue
-        spec = specs[path]
+        spec, (positions, passes) = specs[path], use(path)
         *stack, rows, columns = leaves["kernel"].shape
         layers = math.prod(stack)
-        is_head = path.endswith("lm_head")
-        positions = labels if is_head else tokens
-        passes = 0.0 if is_head else 4.0
-        if sight is not None and (seen := sight.positions(path)) is not None:
-            positions, passes = seen, 4.0 if sight.learns(path, specs) else 2.0
-        kernels += passes * layers * positions * rows * columns
+        kernels += float(passes) * layers * positions * rows * columns
         if spec.method == "full":
             full += 2.0 * layers * positions * rows * columns
         if spec.has_low_rank:
@@ -102,19 +141,13 @@ def step_cost(
             # A norm that is differentiated has its product with W twice.
             times = 1 if spec.detach_norm else 2
             norms += times * layers * norm_flops(summed, kept, spec.rank, narrow=narrow)[way]
-    width = config.num_attention_heads * config.head_dim
-    attention = 6.0 * config.num_hidden_layers * tokens * seq * width
-    if sight is not None:
-        attention += sight.attention(specs)
-    return StepCost(
-        kernels=kernels,
-        kernel_gradients=full,
-        low_rank=low_rank,
-        attention=attention,
-        head=4.0 * labels * config.hidden_size * config.vocab_size,
-        norms=norms,
-        scaling=scaling,
-    )
+    return {
+        "kernels": kernels,
+        "kernel_gradients": full,
+        "low_rank": low_rank,
+        "norms": norms,
+        "scaling": scaling,
+    }
 
 
 @dataclass(frozen=True)
