@@ -14,10 +14,7 @@ from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.step import Batch, init_state, make_train_step
 from experiments.vlbart.tuned import tuned
-<<<<<<< HEAD
-=======
 from tests.hlo import made_of_size
->>>>>>> speed
 from tests.test_cost import product_flops
 
 # Sizes that differ: each kind of position and each layer's number tells in the sum.
@@ -34,11 +31,7 @@ CONFIG = VLBartConfig(
     image_tokens=4,
 )
 ROWS, SOURCE, TARGET, LABELS, CELLS, RANK = 2, 5, 6, 3, 9, 3
-<<<<<<< HEAD
 _EVERYTHING = AdapterRules([(".*", AdapterSpec("full"))])
-=======
-_EVERYTHING = AdapterRules([("(?!final_logits_bias).*", AdapterSpec("full"))])
->>>>>>> speed
 _DECODER = AdapterRules([("decoder/.*/q_proj", AdapterSpec("lora", rank=RANK))])
 
 
@@ -49,12 +42,8 @@ def of_rank(rules):
     )
 
 
-<<<<<<< HEAD
-def counted(model, images):
-=======
 def step_and_arguments(model, images):
     """Return a model's training step, and the shapes of its arguments."""
->>>>>>> speed
     rules = model.adapters
     shapes = param_shapes(model)
     trainable, frozen = partition(shapes, trainable_mask(shapes, rules))
@@ -80,12 +69,7 @@ def step_and_arguments(model, images):
         source=Source(array(ROWS, SOURCE), array(ROWS, SOURCE, dtype=bool), visual),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-<<<<<<< HEAD
-    jaxpr = jax.make_jaxpr(make_train_step(model, rules, tx))(state, frozen, sq_norms, batch, key)
-    return product_flops(jaxpr.jaxpr)
-=======
     return make_train_step(model, rules, tx), (state, frozen, sq_norms, batch, key)
->>>>>>> speed
 
 
 @pytest.mark.parametrize(
@@ -114,9 +98,6 @@ def test_the_formula_counts_the_products_of_the_step(rules):
         assert cost.scaling == 6 * ROWS * positions * CONFIG.d_model
     half = 6.0 * CONFIG.decoder_layers * ROWS * TARGET**2 * CONFIG.d_model
     expected = cost.total - cost.scaling - sums + half
-<<<<<<< HEAD
-    assert counted(model, images) == pytest.approx(expected, rel=1e-6)
-=======
     step, arguments = step_and_arguments(model, images)
     found = product_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
     assert found == pytest.approx(expected, rel=1e-6)
@@ -134,7 +115,6 @@ def test_no_array_of_a_kernel_s_size_is_made_on_account_of_dora():
 
     extra = made("dora") - made("lora")
     assert not extra, extra
->>>>>>> speed
 
 
 def test_what_nothing_is_trained_of_runs_forward_alone():

@@ -151,7 +151,7 @@ def test_regions_are_read_as_they_are():
     ]
     for number, (features, boxes) in enumerate(images[0]):
         expected = reference_image(features, boxes, number, params)
-        own = x[0, -6 + 3 * number :][: len(features)]
+        own = x[0, -8 + 4 * number :][: len(features)]
         np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
 
 
