@@ -20,7 +20,7 @@ from experiments.vlbart.tuned import CONFIGS, Family, tuned
 METHODS = ("lora", "dora", "dora-exact", "full")
 # Features of an image as they are kept, before pooling: CLIP-ResNet's 7 x 7; frames of a clip.
 _FEATURES: dict[Family, int] = {"image": 49, "video": 64}
-_EVERYTHING = AdapterRules([("(?!final_logits_bias).*", AdapterSpec("full"))])
+_EVERYTHING = AdapterRules([(".*", AdapterSpec("full"))])
 
 
 @dataclass(frozen=True)
