@@ -114,7 +114,7 @@ def experiment(inputs, **fields):
             bias="all",
             modules_to_save=("visual_embedding/.*",),
         ),
-        train=TrainConfig(steps=8, batch_size=4),
+        train=TrainConfig(steps=30, batch_size=4),
         compare=CompareConfig(methods=("dora",), learning_rates=(3e-2,), search_steps=0),
     )
     return dataclasses.replace(base, **fields)
