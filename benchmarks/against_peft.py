@@ -29,7 +29,6 @@ from benchmarks.training_step import (
     build_step,
     device,
     random_base,
-    random_batch,
     time_alternately,
 )
 from dora_jax.adapters import column_norms, init_adapters, merge_params
@@ -91,7 +90,7 @@ def wait(where: str) -> None:
 
 
 def peft_tokens(setting: StepSetting, where: str) -> Any:
-    """Return the tokens of `random_batch` as a tensor, drawn without JAX."""
+    """Return the tokens of `StepSetting.random_batch` as a tensor, drawn without JAX."""
     import torch
 
     shape = (setting.batch, setting.seq)
@@ -126,7 +125,7 @@ def our_forwards(setting: StepSetting, base: Any) -> Iterator[tuple[str, Callabl
     rules = adapted.adapters
     assert rules is not None
     params = init_adapters(base, param_shapes(adapted), rules, jax.random.key(0))
-    tokens = random_batch(setting).tokens
+    tokens = setting.random_batch().tokens
 
     def forward(model: Any, variables: dict[str, Any]) -> Callable[[], object]:
         apply = jax.jit(model.apply)

@@ -1,10 +1,10 @@
-"""Command-line arguments that the step benchmarks share: one for each field of `StepSetting`."""
+"""Command-line arguments that the step benchmarks share: one for each field of a setting."""
 
 import argparse
 import dataclasses
 from typing import Any
 
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import SHAPES, VLBART_SHAPES
 from benchmarks.training_step import METHODS, StepSetting
 
 _CHOICES: dict[str, Any] = {
@@ -14,12 +14,16 @@ _CHOICES: dict[str, Any] = {
     "remat": ("none", "dots", "full"),
     "dtype": ("float32", "bfloat16"),
     "attention": ("xla", "cudnn"),
+    "family": ("image", "video"),
+    "shape": VLBART_SHAPES,
 }
 
 
-def add_setting(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    """Add an argument for each field of the setting, with its default."""
-    for field in dataclasses.fields(StepSetting):
+def add_setting(
+    parser: argparse.ArgumentParser, without: tuple[str, ...] = (), kind: type = StepSetting
+) -> None:
+    """Add an argument for each field of a kind of setting, with its default."""
+    for field in dataclasses.fields(kind):
         if field.name not in without:
             parser.add_argument(
                 f"--{field.name.replace('_', '-')}",
@@ -30,8 +34,8 @@ def add_setting(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) 
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after one warm-up")
 
 
-def setting_of(args: argparse.Namespace, **fields: Any) -> StepSetting:
+def setting_of(args: argparse.Namespace, kind: type = StepSetting, **fields: Any) -> Any:
     """Return the setting that was given, with some fields replaced."""
-    names = {field.name for field in dataclasses.fields(StepSetting)}
+    names = {field.name for field in dataclasses.fields(kind)}
     given = {name: value for name, value in vars(args).items() if name in names}
-    return StepSetting(**given | fields)
+    return kind(**given | fields)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.arguments import add_setting, setting_of
-from benchmarks.training_step import device, prepare_step, random_base
+from benchmarks.training_step import device, random_base, step_inputs
 from dora_jax.checkpoint.store import CheckpointStore
 
 
@@ -24,8 +24,7 @@ def main() -> None:
     parser.add_argument("--saves", type=int, default=5)
     args = parser.parse_args()
     setting = setting_of(args, method="dora")
-    _, inputs = prepare_step(setting, random_base(setting))
-    state = jax.block_until_ready(inputs.state)
+    state = jax.block_until_ready(step_inputs(setting, random_base(setting)).state)
     stalls, written = [], []
     with tempfile.TemporaryDirectory() as folder:
         with CheckpointStore(Path(folder)) as store:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shapes import SHAPES
-from benchmarks.training_step import StepSetting, device, prepare_step, random_base
+from benchmarks.training_step import StepSetting, device, jitted_step, random_base, step_inputs
 from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.data.batches import StepBatches
 from dora_jax.data.encode import EncodedRow, encode_all
@@ -141,7 +141,7 @@ def time_steps(args: argparse.Namespace, batches: dict[str, StepBatches]) -> dic
     setting = StepSetting(
         args.model, "dora", args.batch, args.max_length, args.rank, dtype=args.dtype
     )
-    step, inputs = prepare_step(setting, random_base(setting))
+    step, inputs = jitted_step(setting), step_inputs(setting, random_base(setting))
     vocabulary = SHAPES[args.model].vocab_size
     rest = (inputs.frozen, inputs.sq_norms)
     state = inputs.state

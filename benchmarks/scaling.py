@@ -21,8 +21,9 @@ from benchmarks.shapes import SHAPES
 from benchmarks.training_step import (
     StepSetting,
     device,
-    prepare_step,
+    jitted_step,
     random_base,
+    step_inputs,
     time_alternately,
 )
 from dora_jax.sharding import replicate, split_rows
@@ -82,7 +83,7 @@ def step_on(
         place: puts state and frozen weights where they live.
         split: puts the rows there.
     """
-    step, inputs = prepare_step(setting, base)
+    step, inputs = jitted_step(setting), step_inputs(setting, base)
     state, frozen, sq_norms = map(place, inputs[:3])
     rows, key = split(inputs.rows), inputs.key
     losses: list[float] = []

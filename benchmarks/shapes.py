@@ -1,5 +1,7 @@
 """Model shapes by name, for benchmarks on random weights."""
 
+from typing import Any
+
 from dora_jax.models.config import LlamaConfig
 
 SHAPES = {
@@ -34,4 +36,19 @@ SHAPES = {
         num_key_value_heads=2,
         head_dim=16,
     ),
+}
+
+# What replaces the sizes of BART-base, which are `VLBartConfig`'s own.
+VLBART_SHAPES: dict[str, dict[str, Any]] = {
+    "bart-base": {},
+    "toy": {
+        "vocab_size": 512,
+        "d_model": 64,
+        "encoder_layers": 2,
+        "encoder_attention_heads": 4,
+        "encoder_ffn_dim": 128,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 128,
+    },
 }

@@ -6,11 +6,12 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks.processes import peak_rss_bytes
 from benchmarks.shapes import SHAPES
@@ -24,6 +25,43 @@ from dora_jax.training.step import Batch, TrainState, init_state, make_train_ste
 
 _PRODUCTS = 4  # each round, for the peak
 METHODS = ("lora", "dora", "dora-exact", "magnitude", "full")
+
+
+class Setting(Protocol):
+    """What a step is compiled from; a frozen dataclass, whose fields go into the results.
+
+    Attributes:
+        method: one of `METHODS`.
+        batch: rows a step.
+        micro_batches: parts of the batch, one after another.
+        tokens: a step, padding left out.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def micro_batches(self) -> int: ...
+
+    @property
+    def tokens(self) -> int: ...
+
+    def adapted(self) -> Any:
+        """Return the model with its adapters."""
+
+    def plain(self) -> Any:
+        """Return the model without adapters."""
+
+    def random_batch(self) -> Batch:
+        """Return one batch of random rows."""
+
+    def cost(self) -> StepCost:
+        """Return the operations of a step."""
 
 
 @dataclass(frozen=True)
@@ -81,35 +119,43 @@ class StepSetting:
         """Labelled tokens a row."""
         return max(1, round(self.labelled * self.seq))
 
+    @property
+    def tokens(self) -> int:
+        """Tokens a step."""
+        return self.batch * self.seq
+
+    def random_batch(self) -> Batch:
+        """Return one batch of random tokens, the last ones of each row labelled."""
+        rng = np.random.default_rng(0)
+        vocabulary = SHAPES[self.model].vocab_size
+        batch, seq, labels = self.batch, self.seq, self.labels
+        return Batch(
+            tokens=jnp.asarray(rng.integers(0, vocabulary, (batch, seq)), jnp.int32),
+            label_positions=jnp.broadcast_to(jnp.arange(seq - labels, seq), (batch, labels)),
+            label_targets=jnp.asarray(rng.integers(0, vocabulary, (batch, labels)), jnp.int32),
+            label_weights=jnp.ones((batch, labels), jnp.float32),
+        )
+
+    def cost(self) -> StepCost:
+        """Return the operations of a step."""
+        return step_cost(self.adapted(), self.batch, self.seq, self.batch * self.labels)
+
 
 @dataclass
 class TrainingStep:
     """A compiled step; `run()` takes one and waits for it."""
 
-    setting: StepSetting
+    setting: Setting
     cost: StepCost
     compile_s: float
     temp_bytes: int | None
     run: Callable[[], None]
 
 
-def random_base(setting: StepSetting) -> Any:
+def random_base(setting: Setting) -> Any:
     """Return random weights of the plain model, on the device."""
     tokens = jnp.zeros((1, 2), jnp.int32)
     return jax.jit(setting.plain().init)(jax.random.key(0), tokens)["params"]
-
-
-def random_batch(setting: StepSetting) -> Batch:
-    """Return one batch of random tokens, the last ones of each row labelled."""
-    rng = np.random.default_rng(0)
-    vocabulary = SHAPES[setting.model].vocab_size
-    batch, seq, labels = setting.batch, setting.seq, setting.labels
-    return Batch(
-        tokens=jnp.asarray(rng.integers(0, vocabulary, (batch, seq)), jnp.int32),
-        label_positions=jnp.broadcast_to(jnp.arange(seq - labels, seq), (batch, labels)),
-        label_targets=jnp.asarray(rng.integers(0, vocabulary, (batch, labels)), jnp.int32),
-        label_weights=jnp.ones((batch, labels), jnp.float32),
-    )
 
 
 class StepInputs(NamedTuple):
@@ -122,38 +168,55 @@ class StepInputs(NamedTuple):
     key: jax.Array
 
 
-def prepare_step(setting: StepSetting, base: Any) -> tuple[Any, StepInputs]:
-    """Return a setting's jitted step, which donates its state, and its first inputs."""
+def jitted_step(setting: Setting) -> Any:
+    """Return a setting's jitted step, which donates its state."""
+    model = setting.adapted()
+    step = make_train_step(model, model.adapters, _optimizer(), micro_batches=setting.micro_batches)
+    return jax.jit(step, donate_argnums=0)
+
+
+def step_inputs(setting: Setting, base: Any) -> StepInputs:
+    """Return what a setting's first step is called with."""
     adapted = setting.adapted()
     rules = adapted.adapters
-    assert rules is not None
     key = jax.random.key(0)
     params = init_adapters(base, param_shapes(adapted), rules, key)
     trainable, frozen = partition(params, trainable_mask(params, rules))
     # The step donates its state; the base weights are shared.
     trainable = jax.tree.map(jnp.array, trainable)
-    tx = make_optimizer(OptimConfig(), 1e-3, 100)
     sq_norms = jax.jit(lambda p: kernel_sq_norms(p, rules))(combine(trainable, frozen))
-    step = jax.jit(
-        make_train_step(adapted, rules, tx, micro_batches=setting.micro_batches), donate_argnums=0
-    )
-    state = init_state(trainable, tx)
-    return step, StepInputs(state, frozen, sq_norms, random_batch(setting), key)
+    state = init_state(trainable, _optimizer())
+    return StepInputs(state, frozen, sq_norms, setting.random_batch(), key)
 
 
-def build_step(setting: StepSetting, base: Any = None) -> TrainingStep:
+def _optimizer() -> optax.GradientTransformation:
+    return make_optimizer(OptimConfig(), 1e-3, 100)
+
+
+def compile_step(setting: Setting) -> Any:
+    """Compile a setting's step from the shapes of its inputs alone: no weight is made."""
+    shapes = jax.eval_shape(lambda: step_inputs(setting, random_base(setting)))
+    return jitted_step(setting).lower(*shapes).compile()
+
+
+def temporary_bytes(compiled: Any) -> int | None:
+    """Return a compiled program's temporary memory, where the backend tells it."""
+    memory = compiled.memory_analysis()
+    return None if memory is None else int(memory.temp_size_in_bytes)
+
+
+def build_step(setting: Setting, base: Any = None) -> TrainingStep:
     """Compile the training step of a setting.
 
     Args:
         setting: what is timed.
         base: `random_base` of the setting, to share it between steps.
     """
-    step, inputs = prepare_step(setting, random_base(setting) if base is None else base)
+    inputs = step_inputs(setting, random_base(setting) if base is None else base)
     state, *rest = inputs
     started = time.perf_counter()
-    compiled = step.lower(*inputs).compile()
+    compiled = jitted_step(setting).lower(*inputs).compile()
     compile_s = time.perf_counter() - started
-    memory = compiled.memory_analysis()
     box: list[Any] = [state]
 
     def run() -> None:
@@ -162,9 +225,9 @@ def build_step(setting: StepSetting, base: Any = None) -> TrainingStep:
 
     return TrainingStep(
         setting,
-        step_cost(setting.adapted(), setting.batch, setting.seq, setting.batch * setting.labels),
+        setting.cost(),
         compile_s,
-        None if memory is None else int(memory.temp_size_in_bytes),
+        temporary_bytes(compiled),
         run,
     )
 
@@ -227,7 +290,7 @@ def describe(step: TrainingStep, times: Sequence[float], peak: float | None) -> 
         "temp_bytes": step.temp_bytes,
         "peak_rss_bytes": peak_rss_bytes(),
         "compile_s": step.compile_s,
-        "tokens_per_s": setting.batch * setting.seq / median,
+        "tokens_per_s": setting.tokens / median,
         "flops": flops,
         "predicted_overhead": step.cost.dora_overhead,
     }

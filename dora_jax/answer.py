@@ -16,7 +16,7 @@ from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vision import IMAGE, Picture, Vision, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling, generate
-from dora_jax.models.build import Decoder, build_model
+from dora_jax.models.build import Writer, build_model
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -64,7 +64,7 @@ class Answerer:
         vision: what the model takes for an image, where it sees.
     """
 
-    model: Decoder
+    model: Writer
     params: Any
     tokenizer: Tokenizer
     template: PromptTemplate
@@ -79,7 +79,9 @@ class Answerer:
 
     def encode_prompt(self, prompt: str) -> list[int]:
         """Return the ids of one question, each image in it as many tokens as it is."""
-        return self._seen(self.template.encode_prompt(prompt, self.tokenizer))
+        ids = self._seen(self.template.encode_prompt(prompt, self.tokenizer))
+        # What an encoder reads is a whole text.
+        return ids if self.base.start_token is None else [*ids, *self.tokenizer.final_ids]
 
     def _seen(self, ids: list[int]) -> list[int]:
         return ids if self.vision is None else self.vision.expand(ids)[0]

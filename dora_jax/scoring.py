@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from dora_jax.data.features import stack_features
 from dora_jax.data.padding import round_up
 from dora_jax.data.source_rows import lay_out_source
 from dora_jax.data.vision import fill_up
@@ -33,6 +34,7 @@ from dora_jax.models.attention import PADDING, SHARED
 from dora_jax.models.bart import Bart
 from dora_jax.models.build import Writer
 from dora_jax.models.llava import Llava
+from dora_jax.models.vlbart import VLBart
 from dora_jax.sharding import fetch, replicate, split_rows
 
 _LENGTH_MULTIPLE = 32  # few lengths, so few compilations
@@ -146,7 +148,10 @@ def _lay_out(
     if isinstance(model, Bart):
         longest = max(len(request.source) for request in requests)
         read = min(round_up(longest, _LENGTH_MULTIPLE), model.config.context_length)
-        source = lay_out_source([request.source for request in filled], read)
+        visual = None
+        if isinstance(model, VLBart):
+            visual = stack_features([request.images for request in filled], model.config)
+        source = lay_out_source([request.source for request in filled], read, visual)
     return _Layout(tokens, positions, segments, sources, targets, images, source)
 
 

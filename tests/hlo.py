@@ -1,5 +1,6 @@
 """Read the text of a compiled program."""
 
+import collections
 import math
 import re
 
@@ -16,6 +17,20 @@ def result_shapes(text, *operations):
                 tuple(int(n) for n in dims.split(",") if n)
                 for dims in re.findall(r"\w+\[([\d,]*)\]", match[1])
             ]
+    return found
+
+
+def made_of_size(text, sizes):
+    """Count the results of these numbers of elements that a program computes, by operation.
+
+    Tuples and their elements, parameters, slices and views hold no new data of their own.
+    """
+    views = {"parameter", "get-tuple-element", "bitcast", "dynamic-slice", "slice", "reshape"}
+    found = collections.Counter()
+    for match in re.finditer(r" = \w+\[([\d,]*)\]\S* ([\w-]+)\(", text):
+        elements = math.prod(int(axis or 1) for axis in match[1].split(","))
+        if elements in sizes and match[2] not in views:
+            found[match[2]] += 1
     return found
 
 

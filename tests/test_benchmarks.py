@@ -14,7 +14,9 @@ from benchmarks import gpu, scaling
 from benchmarks.load_and_compile import write_random_folder
 from benchmarks.processes import json_lines_of
 from benchmarks.shapes import SHAPES
-from benchmarks.training_step import random_base, random_batch
+from benchmarks.training_step import random_base
+from benchmarks.vlbart_generation import writing
+from benchmarks.vlbart_setting import VLBartSetting
 from dora_jax.checkpoint.hf import read_hf_folder, write_hf_folder
 from tests.checkpoint import tiny_model
 
@@ -94,6 +96,62 @@ def test_compare_step_time(run):
     assert set(lora["ratio_to_lora"].values()) == {1.0}
     assert dora["flops"] > lora["flops"]
     assert dora["temp_bytes"] >= lora["temp_bytes"]
+
+
+TOY_VLBART = ["--shape=toy", "--batch=2", "--prompt=3", "--target=2", "--rank=4", "--steps=2"]
+
+
+def test_vlbart(run):
+    found, _ = run("vlbart", *TOY_VLBART)
+    rows = found["results"]
+    assert list(rows) == ["lora", "dora", "full"]
+    for method, row in rows.items():
+        assert (row["method"], row["family"], row["batch"]) == (method, "image", 2)
+        # 2 rows of 3 + 36 positions of the encoder, and 2 of the decoder.
+        assert row["tokens_per_s"] == pytest.approx(82 / row["step_time_s"])
+        utilisation = row["flops"] / row["step_time_min_s"] / row["matmul_peak"]
+        assert row["model_flop_utilisation"] == pytest.approx(utilisation)
+        check_ratios(row, rows["lora"])
+    assert rows["full"]["flops"] > rows["dora"]["flops"] > rows["lora"]["flops"]
+    compiled, _ = run("vlbart", *TOY_VLBART, "--compile-only", "--methods", "dora")
+    (dora,) = compiled["results"].values()
+    assert dora == {name: rows["dora"][name] for name in dora}
+
+
+@pytest.mark.parametrize(("family", "visual"), [("image", 2 * 36), ("video", 2 * 64)])
+def test_the_batch_of_vlbart_is_what_the_setting_says(family, visual):
+    setting = VLBartSetting(family, "toy", batch=2, prompt=3, target=2, images=2, rank=4)
+    batch, model = setting.random_batch(), setting.plain()
+    inputs = jax.eval_shape(
+        lambda: model.init_with_output(
+            jax.random.key(0), batch.tokens, source=batch.source, method="hidden_states"
+        )
+    )
+    assert setting.visual == visual
+    assert inputs[0][0].shape == (2, 2, 64)
+    read = jax.eval_shape(
+        lambda p: model.apply({"params": p}, batch.source, method="source_inputs"),
+        inputs[1]["params"],
+    )
+    assert read[0].shape == (2, 3 + visual, 64)
+    assert setting.tokens == 2 * (3 + visual + 2)
+
+
+def test_vlbart_generation(run):
+    given = ["--shape=toy", "--prompt=3", "--target=3", "--steps=2", "--rows", "1", "2"]
+    found, _ = run("vlbart_generation", *given, "--beams", "1", "2")
+    rows = found["results"]
+    assert [(row["beams"], row["rows"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    for row in rows:
+        assert 0 < row["seconds_min"] <= row["seconds"]
+        assert row["rows_per_s"] == pytest.approx(row["rows"] / row["seconds"])
+        assert row["rows_per_s_max"] == pytest.approx(row["rows"] / row["seconds_min"])
+
+
+def test_every_text_of_the_generation_benchmark_has_all_its_tokens():
+    setting = VLBartSetting(shape="toy", prompt=3, target=3)
+    texts = writing(setting, random_base(setting), rows=2, beams=2)()
+    assert [len(text) for text in texts] == [3, 3]
 
 
 def test_overhead_and_its_plot(run, tmp_path):
@@ -340,4 +398,4 @@ def test_peft_trains_the_same_parameters_on_the_same_tokens():
     # All but A, whose gradient is zero while B is.
     assert sorted(moved) == sorted(name for name in theirs if "lora_A" not in name)
     tokens = against_peft.peft_tokens(setting, "cpu")
-    np.testing.assert_array_equal(tokens.numpy(), random_batch(setting).tokens)
+    np.testing.assert_array_equal(tokens.numpy(), setting.random_batch().tokens)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dora_jax.answer import answer
+from dora_jax.checkpoint.exchange import export_peft
 from dora_jax.checkpoint.merge import merge_to_hf
 from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.comparison.compare import compare
@@ -137,8 +138,12 @@ def test_free_answers_are_written_and_matched(inputs, tmp_path):
 
 
 def test_it_answers_a_text(inputs):
-    text = answer(str(inputs / "bart"), prompt="hello", max_new_tokens=4)
-    assert isinstance(text, str)
+    found = load_pretrained(inputs / "bart")
+    ids = [*found.tokenizer.encode("hello"), *found.tokenizer.final_ids]
+    stop = found.stop_ids
+    (own,) = generate(Bart(found.config), found.params, [ids], Sampling(4), stop_ids=stop)
+    text = found.tokenizer.decode(own.token_ids).strip()
+    assert answer("hello", model=str(inputs / "bart"), template="none", max_new_tokens=4) == text
 
 
 @pytest.mark.parametrize(
@@ -148,7 +153,6 @@ def test_it_answers_a_text(inputs):
         ("data", {"train_on": "all"}, "data.train_on 'all' is for decoders"),
         ("train", {"neftune_alpha": 5.0}, "neftune_alpha is for decoders alone"),
         ("data", {"max_length": 60}, r"data.max_length \(60\) is more than the model's context"),
-        ("data", {"prompt": "chat"}, "no chat template"),
     ],
 )
 def test_what_it_has_no_use_for_is_refused(inputs, tmp_path, section, fields, message):
@@ -156,3 +160,8 @@ def test_what_it_has_no_use_for_is_refused(inputs, tmp_path, section, fields, me
     changed = dataclasses.replace(getattr(base, section), **fields)
     with pytest.raises(DoraError, match=message):
         compare(dataclasses.replace(base, **{section: changed}), "the command")
+
+
+def test_peft_files_are_refused_with_the_way_out(config, results, tmp_path):
+    with pytest.raises(DoraError, match=r"this is a BART: .*dora-jax merge"):
+        export_peft(config.out / "seed-0" / "dora", tmp_path / "peft")

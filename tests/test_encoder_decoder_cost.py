@@ -14,6 +14,7 @@ from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.step import Batch, init_state, make_train_step
 from experiments.vlbart.tuned import tuned
+from tests.hlo import made_of_size
 from tests.test_cost import product_flops
 
 # Sizes that differ: each kind of position and each layer's number tells in the sum.
@@ -41,7 +42,8 @@ def of_rank(rules):
     )
 
 
-def counted(model, images):
+def step_and_arguments(model, images):
+    """Return a model's training step, and the shapes of its arguments."""
     rules = model.adapters
     shapes = param_shapes(model)
     trainable, frozen = partition(shapes, trainable_mask(shapes, rules))
@@ -67,8 +69,7 @@ def counted(model, images):
         source=Source(array(ROWS, SOURCE), array(ROWS, SOURCE, dtype=bool), visual),
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jaxpr = jax.make_jaxpr(make_train_step(model, rules, tx))(state, frozen, sq_norms, batch, key)
-    return product_flops(jaxpr.jaxpr)
+    return make_train_step(model, rules, tx), (state, frozen, sq_norms, batch, key)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,23 @@ def test_the_formula_counts_the_products_of_the_step(rules):
         assert cost.scaling == 6 * ROWS * positions * CONFIG.d_model
     half = 6.0 * CONFIG.decoder_layers * ROWS * TARGET**2 * CONFIG.d_model
     expected = cost.total - cost.scaling - sums + half
-    assert counted(model, images) == pytest.approx(expected, rel=1e-6)
+    step, arguments = step_and_arguments(model, images)
+    found = product_flops(jax.make_jaxpr(step)(*arguments).jaxpr)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_no_array_of_a_kernel_s_size_is_made_on_account_of_dora():
+    layers, kernels = {2, 3}, {24 * 24, 24 * 40, 24 * 56}
+    sizes = kernels | {n * size for n in layers for size in kernels}
+
+    def made(method):
+        model = VLBart(CONFIG, of_rank(tuned(method, "image")), remat="dots")
+        step, arguments = step_and_arguments(model, images=2)
+        compiled = jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+        return made_of_size(compiled.as_text(), sizes)
+
+    extra = made("dora") - made("lora")
+    assert not extra, extra
 
 
 def test_what_nothing_is_trained_of_runs_forward_alone():

@@ -1,8 +1,6 @@
 """What DoRA's compiled training step holds beyond LoRA's: nothing of a kernel's shape."""
 
-import collections
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +14,7 @@ from dora_jax.models.llama import Llama, param_shapes
 from dora_jax.partition import combine, partition, trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from dora_jax.training.step import Batch, init_state, make_train_step
+from tests.hlo import made_of_size
 from tests.jaxprs import equations
 
 # Sizes that no two kinds of array share: kernels are (40, 48), (40, 24), (40, 72) and (72, 40).
@@ -76,20 +75,9 @@ def compiled(name, remat="none", layers=3):
 
 
 def kernel_shaped(name, layers=3):
-    """Count the results of a kernel's size that the compiled step computes, by operation.
-
-    Tuples and their elements, parameters, slices and views hold no new data of their own.
-    """
-    views = {"parameter", "get-tuple-element", "bitcast", "dynamic-slice", "slice", "reshape"}
-    found = collections.Counter()
+    """Count the results of a kernel's size that the compiled step computes, by operation."""
     sizes = {size for a, b in KERNELS for size in (a * b, layers * a * b)}
-    for match in re.finditer(r" = \w+\[([\d,]*)\]\S* ([\w-]+)\(", compiled(name).as_text()):
-        size = 1
-        for axis in match[1].split(","):
-            size *= int(axis or 1)
-        if size in sizes and match[2] not in views:
-            found[match[2]] += 1
-    return found
+    return made_of_size(compiled(name).as_text(), sizes)
 
 
 @pytest.mark.parametrize("name", ["dora", "exact", "in", "magnitude"])

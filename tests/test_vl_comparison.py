@@ -14,9 +14,14 @@ from dora_jax.comparison.compare import compare
 from dora_jax.comparison.evaluate import evaluate
 from dora_jax.data.encode import digest_rows
 from dora_jax.data.splits import read_examples
+from dora_jax.data.vision import ImageFile
+from dora_jax.data.vl.store import open_features
+from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import encode_task
+from dora_jax.generation import Sampling, generate
 from dora_jax.models.vlbart import VLBart, VLBartConfig
+from dora_jax.scoring import Request, score_tokens
 from dora_jax.training.config import (
     AdapterConfig,
     CompareConfig,
@@ -189,7 +194,8 @@ def test_one_question_about_two_images_is_two(inputs, config, tmp_path):
 def test_other_features_are_other_data(inputs, config, tmp_path):
     def digest(folder):
         data = dataclasses.replace(config.data, features=folder)
-        task = encode_task(read_examples(data), data, tokenizer(), start=2)
+        vision = FeatureVision(open_features(folder), CONFIG)
+        task = encode_task(read_examples(data), data, tokenizer(), vision=vision, start=2)
         return digest_rows(task.rows["train"])
 
     (tmp_path / "other").mkdir()
@@ -203,7 +209,7 @@ def test_other_features_are_other_data(inputs, config, tmp_path):
     [
         ({"features": "absent"}, "absent: there is no such folder of features"),
         ({"frame_seconds": 0.0}, "data.frame_seconds must be positive and finite"),
-        ({"texts": "none"}, "data.texts must be one of use, leave_out"),
+        ({"texts": "none"}, "data.texts must be one of 'use', 'leave_out'"),
     ],
 )
 def test_what_cannot_be_is_refused(inputs, tmp_path, fields, message):
@@ -215,3 +221,23 @@ def test_what_cannot_be_is_refused(inputs, tmp_path, fields, message):
 
     with pytest.raises(DoraError, match=message):
         run()
+
+
+def test_what_is_scored_is_what_was_written(inputs):
+    """Generation's own figures, of texts to features of one image, of two and of none."""
+    found = load_pretrained(inputs / "model")
+    vision = FeatureVision(open_features(inputs / "features"), CONFIG)
+    names = [["image-1"], ["image-2", "image-3"], []]
+    images = [vision.pictures([ImageFile(name, "") for name in own]) for own in names]
+    prompts = [[5, 6, 7]] * 3
+    model = VLBart(CONFIG)
+    written = generate(model, found.params, prompts, Sampling(5), stop_ids=(), images=images)
+    start = CONFIG.decoder_start_token_id
+    requests = [
+        Request((start,), [text.token_ids], own, prompt)
+        for text, own, prompt in zip(written, images, prompts, strict=True)
+    ]
+    scored = score_tokens(model, {"params": found.params}, requests, 2)
+    for text, (scores,) in zip(written, scored, strict=True):
+        np.testing.assert_allclose(scores.log_probs, text.log_probs, rtol=1e-4, atol=1e-5)
+    assert len({text.log_probs for text in written}) == 3

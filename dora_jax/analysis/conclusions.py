@@ -56,7 +56,11 @@ def conclude(summary: Summary) -> Conclusion:
             headline = f"Only {summary.reference.label} was run: there is nothing to compare."
         return Conclusion(headline, tuple(_against_base(summary)))
     heads = summary.headlines
-    headline, *figures = _pair(heads[0]) if len(heads) == 1 else _along_the_grid(heads)
+    words = summary.words
+    if len(heads) == 1:
+        headline, *figures = _pair(heads[0], words)
+    else:
+        headline, *figures = _along_the_grid(heads, words)
     others = [pair for pair in summary.pairs if pair not in heads]
     return Conclusion(
         headline,
@@ -96,7 +100,7 @@ def _switched_off(summary: Summary) -> list[str]:
     return list(dict.fromkeys(m.label for m in compared if m.method in off))
 
 
-def _pair(pair: PairSummary) -> list[str]:
+def _pair(pair: PairSummary, words: say.MetricWords) -> list[str]:
     """The headline and the figures of one pair, from the side of the higher score."""
     leader, other, gain, low, high = _from_the_leader(pair)
     comparison = pair.comparison
@@ -105,7 +109,7 @@ def _pair(pair: PairSummary) -> list[str]:
         f"95{say.NBSP}% interval {say.points(low)} to {say.points(high)}; "
         f"{say.p_value(pair.p_value)}; {extent}"
     )
-    scores = _scores(pair)
+    scores = _scores(pair, words)
     difference = f"a difference of {say.points(gain).lstrip('+')} points ({figures})."
     one_seed = comparison.seeds == 1
     luck = "One seed cannot separate the method from the luck of the seed: "
@@ -130,7 +134,7 @@ def _pair(pair: PairSummary) -> list[str]:
     return sentences
 
 
-def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
+def _along_the_grid(pairs: Sequence[PairSummary], words: say.MetricWords) -> list[str]:
     """The headline and the figures of two methods that are compared at several points of a grid."""
     sides = [(pair.first.arm, pair.second.arm) for pair in pairs]
     first, second = (_side([pair[n] for pair in sides]) for n in (0, 1))
@@ -152,7 +156,7 @@ def _along_the_grid(pairs: Sequence[PairSummary]) -> list[str]:
             f"{leader} {verb} than {other} at {wins[leader]} of {total} settings, and {other} than "
             f"{leader} at {wins[other]}."
         )
-    return [headline, *(_figures(pair) for pair in pairs)]
+    return [headline, *(_figures(pair, words) for pair in pairs)]
 
 
 def _side(arms: Sequence[Arm]) -> str:
@@ -161,19 +165,20 @@ def _side(arms: Sequence[Arm]) -> str:
     return METHOD_LABELS[arms[0].method] if len(names) > 1 else next(iter(names))
 
 
-def _figures(pair: PairSummary) -> str:
+def _figures(pair: PairSummary, words: say.MetricWords) -> str:
     *_, gain, low, high = _from_the_leader(pair)
     return (
-        f"{_scores(pair)}: {say.points(gain)} points ({say.points(low)} to {say.points(high)}; "
-        f"{say.p_value(pair.p_value)}; {say.plural(pair.comparison.seeds, 'seed')})."
+        f"{_scores(pair, words)}: {say.points(gain)} points "
+        f"({say.points(low)} to {say.points(high)}; {say.p_value(pair.p_value)}; "
+        f"{say.plural(pair.comparison.seeds, 'seed')})."
     )
 
 
-def _scores(pair: PairSummary) -> str:
+def _scores(pair: PairSummary, words: say.MetricWords) -> str:
     """Both scores, the leader's first."""
     leader, other, *_ = _from_the_leader(pair)
     worst, best = sorted((pair.comparison.first_accuracy, pair.comparison.second_accuracy))
-    return f"{leader.label} {say.percent(best)}, {other.label} {say.percent(worst)}"
+    return f"{leader.label} {words.value(best)}, {other.label} {words.value(worst)}"
 
 
 def _missable(leader: MethodSummary, other: MethodSummary, low: float, high: float) -> str:
@@ -220,7 +225,7 @@ def _corrected(total: int) -> str:
 
 
 def _against_base(summary: Summary) -> list[str]:
-    base = say.percent(summary.results.base.accuracy)
+    base = summary.words.value(summary.results.base.accuracy)
     parts = [
         f"{method.label} {say.points(method.over_base.difference)} "
         f"({say.points_interval(method.over_base.interval)})"
@@ -323,9 +328,11 @@ def _range_cautions(summary: Summary) -> list[str]:
     guessing = [m.label for m in summary.methods if chance is not None and chance in m.interval]
     if guessing:
         found.append(
-            f"{say.listed(guessing)}: not distinguishable from guessing ({say.percent(chance)})."
+            f"{say.listed(guessing)}: not distinguishable from guessing "
+            f"({summary.words.value(chance)})."
         )
-    if min(method.accuracy for method in summary.methods) > CEILING:
+    # A score above it is no sign of ease where a metric may give more than a full mark.
+    if summary.words.binary and min(method.accuracy for method in summary.methods) > CEILING:
         found.append(f"Every method is above {100 * CEILING:.0f} %: the task is too easy to tell.")
     return found
 

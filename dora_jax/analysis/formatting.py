@@ -2,10 +2,13 @@
 
 A figure that was not measured is an en dash. The sign is always shown for differences, with a true
 minus. Numbers and their units are held together by no-break spaces.
+
+What depends on the metric, words and units, is chosen here: see `MetricWords`.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from dora_jax.analysis.statistics import Interval
 
@@ -13,6 +16,79 @@ MISSING = "\N{EN DASH}"
 NBSP = "\N{NO-BREAK SPACE}"
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+@dataclass(frozen=True)
+class MetricWords:
+    """How figures of a metric are called and written.
+
+    Attributes:
+        title: heads a column or a plot.
+        noun: in a sentence, and in the names of files.
+        symbol: after a value, as in "66.3 %"; points have none, their titles say it.
+        axis: labels an axis of values.
+        difference: what a difference of two values is in.
+        scale: what values are in, as the first word of a sentence.
+        binary: whether a row is right or wrong, and nothing between or above.
+        wins: heads the counts of rows where one of two methods did better.
+        note: what a reader must know of the values; may be empty.
+    """
+
+    title: str
+    noun: str = "accuracy"
+    symbol: str = "%"
+    axis: str = ""
+    difference: str = "percentage points"
+    scale: str = "Percent"
+    binary: bool = True
+    wins: str = "Right alone"
+    note: str = ""
+
+    @property
+    def named_axis(self) -> str:
+        """The label of an axis that does not stand under a title."""
+        return f"{self.noun}, {self.axis}" if self.axis else self.noun
+
+    def value(self, mean: float | None, digits: int = 1) -> str:
+        """A mean of marks: 0.663 -> "66.3 %", or in points "66.3"."""
+        return _or_missing(mean, lambda m: _signed(100 * m, digits) + self._unit)
+
+    def bounds(self, interval: Interval) -> str:
+        """Without a unit: Interval(0.621, 0.702) -> "62.1 to 70.2"."""
+        return f"{100 * interval.low:.1f} to {100 * interval.high:.1f}"
+
+    def interval(self, interval: Interval) -> str:
+        """Interval(0.621, 0.702) -> "62.1 to 70.2 %", or in points "62.1 to 70.2"."""
+        return self.bounds(interval) + self._unit
+
+    def mark(self, mark: float) -> str:
+        """A row's mark after its answer: a tick where it is right, or its points."""
+        if self.binary:
+            return " ✓" if mark else ""
+        return f" ({100 * mark:.1f} points)"
+
+    @property
+    def _unit(self) -> str:
+        return NBSP + self.symbol if self.symbol else ""
+
+
+METRIC_WORDS = {
+    "accuracy": MetricWords("Accuracy"),
+    "exact_match": MetricWords("Exact match"),
+    "score": MetricWords(
+        title="Score (points)",
+        noun="score",
+        symbol="",
+        axis="points",
+        difference="points",
+        scale="Points",
+        binary=False,
+        wins="Higher score",
+        note="The score is the mean over tasks, each counting alike; a task's is the mean of its "
+        "rows' points by its own metric. A full mark is 100 points; metrics such as CIDEr-D may "
+        "give more.",
+    ),
+}
 
 
 def percent(share: float | None, digits: int = 1) -> str:

@@ -1,4 +1,4 @@
-"""Plots of a comparison on a grid: accuracy along each axis, and against what is trained."""
+"""Plots of a comparison on a grid: the score along each axis, and against what is trained."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ _STYLES = ("-", "--", ":", "-.")  # of lines of one method, where other axes tel
 
 
 def axis_plots(summary: Summary) -> list[tuple[str, Plot]]:
-    """Draw the accuracy along every axis of the grid that is made of numbers.
+    """Draw the score along every axis of the grid that is made of numbers.
 
     Returns:
         The title and the plot of each; arms that do not depend on the axis are level lines, runs
@@ -28,12 +28,13 @@ def axis_plots(summary: Summary) -> list[tuple[str, Plot]]:
     for axis in dict.fromkeys(axis for point in points for axis in point):
         values = [point[axis] for point in points if axis in point]
         if all(_is_number(value) for value in values) and len(set(values)) > 1:
-            found.append((f"Accuracy by {axis_title(axis)}", _axis_plot(summary, axis)))
+            title = f"{summary.words.noun.capitalize()} by {axis_title(axis)}"
+            found.append((title, _axis_plot(summary, axis)))
     return found
 
 
 def size_plot(summary: Summary) -> Plot | None:
-    """Draw the accuracy against the number of trained parameters; None where all are alike."""
+    """Draw the score against the number of trained parameters; None where all are alike."""
     sizes = [m.trainable_parameters for m in summary.methods]
     if len(set(sizes)) < 3:
         return None
@@ -52,14 +53,14 @@ def size_plot(summary: Summary) -> Plot | None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("trained parameters")
-    _percent_axis(axes)
+    _value_axis(axes, summary.words)
     words = [
-        f"{m.label} {say.percent(m.accuracy)} with {say.count(m.trainable_parameters)}"
+        f"{m.label} {summary.words.value(m.accuracy)} with {say.count(m.trainable_parameters)}"
         for m in summary.methods
     ]
-    table = _table(summary.methods, "trained parameters", lambda m: m.trainable_parameters)
+    table = _table(summary, summary.methods, "trained parameters", lambda m: m.trainable_parameters)
     names = _key(summary.methods)
-    alt = f"Accuracy by number of trained parameters: {say.listed(words)}."
+    alt = f"{summary.words.noun.capitalize()} by number of trained parameters: {say.listed(words)}."
     return make_plot(figure, "size", alt, table, names)
 
 
@@ -91,11 +92,12 @@ def _axis_plot(summary: Summary, axis: str) -> Plot:
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.set_xlabel(axis_title(axis))
-    _percent_axis(axes)
-    words = [f"{m.label} {say.percent(m.accuracy)}" for m in (*on_axis, *level)]
-    alt = f"Accuracy by {axis_title(axis)}: {say.listed(words)}. Bars are 95 % intervals."
+    _value_axis(axes, summary.words)
+    words = [f"{m.label} {summary.words.value(m.accuracy)}" for m in (*on_axis, *level)]
+    alt = f"{summary.words.noun.capitalize()} by {axis_title(axis)}: {say.listed(words)}. "
+    alt += "Bars are 95 % intervals."
     name = f"by-{axis_title(axis).replace(' ', '-')}"
-    table = _table((*on_axis, *level), axis, lambda m: m.arm.point.get(axis))
+    table = _table(summary, (*on_axis, *level), axis, lambda m: m.arm.point.get(axis))
     return make_plot(figure, name, alt, table, _key((*on_axis, *level)))
 
 
@@ -132,10 +134,13 @@ def _diverged(axes: Axes, summary: Summary, axis: str) -> None:
 
 
 def _table(
-    methods: Sequence[MethodSummary], name: str, value: Callable[[MethodSummary], float | None]
+    summary: Summary,
+    methods: Sequence[MethodSummary],
+    name: str,
+    value: Callable[[MethodSummary], float | None],
 ) -> Table:
     return Table(
-        ("arm", name, "accuracy", "low", "high", "deviation over seeds"),
+        ("arm", name, summary.words.noun, "low", "high", "deviation over seeds"),
         tuple(
             (m.method, value(m), m.accuracy, m.interval.low, m.interval.high, m.spread)
             for m in methods
@@ -151,9 +156,9 @@ def _key(methods: Sequence[MethodSummary]) -> tuple[str, ...]:
     return tuple(first.values())
 
 
-def _percent_axis(axes: Axes) -> None:
-    axes.set_ylabel("accuracy")
-    axes.yaxis.set_major_formatter(PercentFormatter(decimals=None))
+def _value_axis(axes: Axes, words: say.MetricWords) -> None:
+    axes.set_ylabel(words.named_axis)
+    axes.yaxis.set_major_formatter(PercentFormatter(decimals=None, symbol=words.symbol))
 
 
 def _is_number(value: object) -> bool:

@@ -43,8 +43,8 @@ def page_colours(summary: Summary) -> dict[str, str]:
 
 
 def accuracy_plot(summary: Summary) -> Plot:
-    """Draw the accuracies: the base and each method with its interval, and a dot for each seed."""
-    results, methods = summary.results, summary.methods
+    """Draw the scores: the base and each method with its interval, and a dot for each seed."""
+    results, methods, words = summary.results, summary.methods, summary.words
     colours = method_colours(summary)
     figure, axes = new_figure(height=_rows_height(summary))
     _accuracy_row(axes, 0, results.base.accuracy, summary.base_interval, BASE)
@@ -72,17 +72,17 @@ def accuracy_plot(summary: Summary) -> Plot:
         )
     _category_axis(axes, ["Base model", *(_shortened(method.label) for method in methods)])
     axes.set_xlim(*_padded([100 * value for value in shown]))
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    words = [f"{m.label} {say.percent(m.accuracy)}" for m in methods]
-    metric = results.data.metric.replace("_", " ")
-    alt = f"{metric.capitalize()}: base model {say.percent(results.base.accuracy)}, "
-    alt += say.listed(words) + ". Bars are 95 % intervals, small dots single seeds."
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0, symbol=words.symbol))
+    axes.set_xlabel(words.axis)
+    values = [f"{m.label} {words.value(m.accuracy)}" for m in methods]
+    alt = f"{words.title}: base model {words.value(results.base.accuracy)}, "
+    alt += say.listed(values) + ". Bars are 95 % intervals, small dots single seeds."
     lines: list[tuple[str, float, Interval, float | None]]
     lines = [("base", results.base.accuracy, summary.base_interval, None)]
     lines += [(m.method, m.accuracy, m.interval, m.spread) for m in methods]
     rows = [(name, value, i.low, i.high, spread) for name, value, i, spread in lines]
-    table = Table(("arm", "accuracy", "low", "high", "deviation over seeds"), tuple(rows))
-    return make_plot(figure, "accuracy", alt, table)
+    table = Table(("arm", words.noun, "low", "high", "deviation over seeds"), tuple(rows))
+    return make_plot(figure, words.noun, alt, table)
 
 
 def difference_plot(summary: Summary) -> Plot | None:
@@ -104,10 +104,11 @@ def difference_plot(summary: Summary) -> Plot | None:
     _category_axis(axes, [row[0] for row in rows])
     bounds = [abs(end) for _, _, interval in rows for end in (interval.low, interval.high)]
     axes.set_xlim(-108 * max(bounds), 108 * max(bounds))
-    axes.set_xlabel("percentage points")
+    axes.set_xlabel(summary.words.difference)
     axes.xaxis.set_major_locator(MaxNLocator(7))
     words = [f"{label} {say.points(d)} ({say.points_interval(i)})" for label, d, i in rows]
-    alt = f"Paired differences in percentage points with 95 % intervals: {'; '.join(words)}."
+    unit = summary.words.difference
+    alt = f"Paired differences in {unit} with 95 % intervals: {'; '.join(words)}."
     table = Table(
         ("pair", "difference", "low", "high"),
         tuple((label.strip(), difference, i.low, i.high) for label, difference, i in rows),
@@ -186,7 +187,7 @@ def direction_plot(summary: Summary) -> Plot | None:
 
 
 def search_plot(summary: Summary) -> Plot | None:
-    """Draw the validation accuracy (else loss) of every learning rate tried, the chosen ringed."""
+    """Draw the validation score (else loss) of every learning rate tried, the chosen ringed."""
     trials = summary.results.search
     by_accuracy = any(trial.validation_accuracy is not None for trial in trials)
     colours = method_colours(summary)
@@ -214,11 +215,12 @@ def search_plot(summary: Summary) -> Plot | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(sorted(rates), [say.learning_rate(rate) for rate in sorted(rates)])
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("validation accuracy" if by_accuracy else "validation loss")
+    words = summary.words
+    axes.set_ylabel(f"validation {words.named_axis}" if by_accuracy else "validation loss")
     if by_accuracy:
-        axes.yaxis.set_major_formatter(PercentFormatter(decimals=None))
+        axes.yaxis.set_major_formatter(PercentFormatter(decimals=None, symbol=words.symbol))
     alt = f"Learning-rate search on the validation rows. Chosen: {', '.join(chosen) or 'none'}."
-    header = ("arm", "learning rate", "validation accuracy", "validation loss", "chosen")
+    header = ("arm", "learning rate", f"validation {words.noun}", "validation loss", "chosen")
     rows = tuple(
         (t.method, t.learning_rate, t.validation_accuracy, t.validation_loss, int(t.chosen))
         for t in trials
@@ -320,13 +322,14 @@ def _difference_rows(summary: Summary) -> list[tuple[str, float, Interval]]:
     ]
     if len(rows) != 1 or summary.pairs[0].comparison.seeds == 1:
         return rows
+    pair, tasks = summary.pairs[0], summary.results.strata
     first, second = (
-        {run.seed: run.correct for run in method.runs}
-        for method in (summary.pairs[0].first, summary.pairs[0].second)
+        {run.seed: run.correct for run in method.runs} for method in (pair.first, pair.second)
     )
-    for seed in sorted(set(first) & set(second)):
+    shared = sorted(set(first) & set(second))
+    for seed, difference in zip(shared, pair.comparison.by_seed.differences, strict=True):
         table = np.subtract([first[seed]], [second[seed]]).astype(np.float64)
-        rows.append((f"seed {seed}", float(table.mean()), difference_interval(table)))
+        rows.append((f"seed {seed}", difference, difference_interval(table, tasks)))
     return rows
 
 

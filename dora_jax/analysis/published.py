@@ -8,7 +8,7 @@ from dora_jax.analysis.summary import MethodSummary, Summary
 
 @dataclass(frozen=True)
 class Beside:
-    """A table of published figures and our own, in percent.
+    """A table of published figures and our own, in points (accuracies: percent).
 
     Attributes:
         tasks: the columns.

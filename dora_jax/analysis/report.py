@@ -16,7 +16,7 @@ from dora_jax.analysis.plots import Plot
 from dora_jax.analysis.published import beside_published
 from dora_jax.analysis.results import BaseResult, ComparisonResults, RunResult, Sample
 from dora_jax.analysis.spread import spreads
-from dora_jax.analysis.summary import METRIC_LABELS, MethodSummary, Summary, summarize
+from dora_jax.analysis.summary import MethodSummary, Summary, summarize
 from dora_jax.analysis.svg import save_plot
 
 PLOTS = "plots"
@@ -82,7 +82,8 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
         cautions=cautions(summary),
         colours=plots.page_colours(summary),
         finished=_readable_time(results.finished),
-        metric=METRIC_LABELS[results.data.metric],
+        words=summary.words,
+        metrics=_metrics(summary),
         plots=drawn,
         axes=axes,
         spreads=spreads(summary),
@@ -100,7 +101,7 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
             for split, reasons in results.data.skipped.items()
             for reason, count in reasons.items()
         ],
-        samples=_samples(results),
+        samples=_samples(summary),
         is_shown=is_shown,
         label=summary.label,
         last_drift=_last_drift,
@@ -109,11 +110,18 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
     )
 
 
-def _samples(results: ComparisonResults) -> list[tuple[Sample, list[tuple[str, str, bool]]]]:
-    """Return each shown row with (who, what was said, whether it is right), the base model first.
+def _metrics(summary: Summary) -> str:
+    """Return what the rows are scored by, with the tasks where each has its own."""
+    own = [f"{name} ({task})" for task, name in summary.results.data.task_metrics.items()]
+    return summary.words.title.lower() + (f": {', '.join(own)}" if own else "")
+
+
+def _samples(summary: Summary) -> list[tuple[Sample, list[tuple[str, str, str]]]]:
+    """Return each shown row with (who, what was said, its mark in words), the base model first.
 
     Of each arm the first run speaks.
     """
+    results, mark = summary.results, summary.words.mark
     labels = {arm.name: arm.label for arm in results.arms}
     speakers: list[tuple[str, BaseResult | RunResult]] = [("Base model", results.base)]
     for name, label in labels.items():
@@ -122,7 +130,7 @@ def _samples(results: ComparisonResults) -> list[tuple[Sample, list[tuple[str, s
     return [
         (
             sample,
-            [(w, s.answers[n], bool(s.correct[sample.row])) for w, s in speakers if s.answers],
+            [(w, s.answers[n], mark(s.correct[sample.row])) for w, s in speakers if s.answers],
         )
         for n, sample in enumerate(results.samples)
     ]

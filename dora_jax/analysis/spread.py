@@ -13,7 +13,7 @@ class Spread:
     Attributes:
         label: for people.
         points: points of the grid with a result.
-        best: its best mean accuracy.
+        best: its best mean accuracy or score.
         worst: its worst.
         over_points: standard deviation of the points' means; None for one point.
         over_seeds: root mean square of the points' deviations over seeds; None for one seed.

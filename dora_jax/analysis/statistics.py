@@ -19,6 +19,14 @@ are reported beside it, never decided by.
 One seed. The exact McNemar test, and the interval of Bonett and Price (2012) for paired
 proportions, which does not shrink to nothing when the two methods agree on every row. Both speak
 about these two runs, not about the methods.
+
+Tasks with metrics of their own. Given the task of every row, scores may be any numbers from 0 up, 1
+being a full mark. The mean is then that over tasks, each counting alike, and rows are drawn anew
+within each task (`variance` has the formulas). With one seed the test is the normal one that goes
+with the interval. On simulated tables of four tasks (two of right and wrong, one of soft marks, one
+of skewed marks far above 1; 40 to 80 rows each; crossed random effects) the 95 % intervals held the
+true mean and the true difference in 92.8 to 95.7 % of cases with three and five seeds (two seeds:
+87 to 93 %), and with one, of its own runs, in 94 to 95 %.
 """
 
 import math
@@ -29,12 +37,22 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
+from dora_jax.analysis.variance import (
+    Tables,
+    bonett_price,
+    by_task,
+    floored_variance,
+    mean,
+    mean_by_seed,
+    two_way_variance,
+)
+
 CONFIDENCE = 0.95
 SIGNIFICANCE = 0.05
 BOOTSTRAP_RESAMPLES = 4000
 MAX_SIGN_FLIP_SEEDS = 16  # 65,536 sign patterns: the most that is enumerated
 
-Scores = Int[np.ndarray, "seeds rows"]
+Scores = Int[np.ndarray, "seeds rows"] | Float[np.ndarray, "seeds rows"]
 Differences = Float[np.ndarray, "seeds rows"]
 
 
@@ -77,13 +95,13 @@ class PairedComparison:
         rows: rows that both were scored on.
         first_accuracy: of the first, over those seeds and rows.
         second_accuracy: of the second.
-        difference: first_accuracy - second_accuracy, -1 to 1.
+        difference: first_accuracy - second_accuracy; of accuracies -1 to 1.
         interval: 95 % interval of the difference, over rows and (with several) over seeds.
         p_value: two-sided, of `test`.
         test: the words for the test.
-        effect_size: Cohen's h of the two accuracies.
-        first_only: (seed, row) pairs that only the first got right.
-        second_only: those that only the second got right.
+        effect_size: Cohen's h of the two accuracies; None for scores, which are no proportions.
+        first_only: (seed, row) pairs that only the first got right, or where its score is higher.
+        second_only: likewise of the second.
         bootstrap: percentile interval by resampling rows and seeds, as a check.
         by_seed: the comparison over seeds alone.
     """
@@ -96,7 +114,7 @@ class PairedComparison:
     interval: Interval
     p_value: float
     test: str
-    effect_size: float
+    effect_size: float | None
     first_only: int
     second_only: int
     bootstrap: Interval
@@ -117,13 +135,13 @@ def accuracy_interval(correct: Scores, confidence: float = CONFIDENCE) -> Interv
     Raises:
         ValueError: when `correct` is not such a table.
     """
-    correct = _checked(correct)
+    correct = _checked(correct, None)
     seeds, rows = correct.shape
     share = float(correct.mean())
     if seeds == 1:
         exact = stats.binomtest(int(correct.sum()), rows).proportion_ci(confidence, method="wilson")
         return Interval(float(exact.low), float(exact.high), "Wilson, over rows")
-    variance, freedom = _two_way_variance(correct.astype(np.float64))
+    variance, freedom = two_way_variance(by_task(correct, None))
     effective = min(share * (1 - share) / variance, seeds * rows) if variance > 0 else float(rows)
     # A mean of 0 or 1 in every seed leaves no variance to estimate: the rows alone speak then.
     quantile = float(stats.t.ppf(0.5 + confidence / 2, freedom if variance > 0 else rows))
@@ -138,20 +156,46 @@ def accuracy_interval(correct: Scores, confidence: float = CONFIDENCE) -> Interv
     )
 
 
-def compare_paired(first: Scores, second: Scores) -> PairedComparison:
+def score_interval(
+    scores: Scores, tasks: Sequence[str], confidence: float = CONFIDENCE
+) -> Interval:
+    """Return the interval of a mean over tasks: Student's t, over rows within tasks and over seeds.
+
+    Scores have no upper end, so that it may pass 1; it does not pass 0.
+
+    Args:
+        scores: (seeds, rows), from 0 up.
+        tasks: the task of each row.
+        confidence: the level, 0 to 1.
+
+    Raises:
+        ValueError: when `scores` is not such a table, or has not as many rows as `tasks`.
+    """
+    tables = by_task(_checked(scores, tasks), tasks)
+    variance, freedom = floored_variance(tables, odd_rows=1)
+    centre = mean(tables)
+    half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
+    words = f"t with variance over rows within tasks{_and_seeds(tables)}"
+    return Interval(max(0.0, centre - half), centre + half, words)
+
+
+def compare_paired(
+    first: Scores, second: Scores, tasks: Sequence[str] | None = None
+) -> PairedComparison:
     """Compare two methods on the same rows with the same seeds.
 
     Args:
-        first: (seeds, rows) of 0 and 1.
+        first: (seeds, rows) of 0 and 1; with `tasks`, of any numbers from 0 up.
         second: the same shape, seeds and rows in the same order.
+        tasks: the task of each row, where each task counts alike; None where rows are pooled.
 
     Returns:
         The difference first - second with its interval and test; deterministic.
 
     Raises:
-        ValueError: when the tables are not of one shape, or hold other values than 0 and 1.
+        ValueError: when the tables are not of one shape, or hold other values than these.
     """
-    first, second = _checked(first), _checked(second)
+    first, second = _checked(first, tasks), _checked(second, tasks)
     if first.shape != second.shape:
         raise ValueError(
             f"paired scores need the same seeds and rows, got shapes {first.shape} and "
@@ -160,50 +204,52 @@ def compare_paired(first: Scores, second: Scores) -> PairedComparison:
     table = first.astype(np.float64) - second.astype(np.float64)
     seeds, rows = table.shape
     first_only, second_only = int((table > 0).sum()), int((table < 0).sum())
-    if seeds == 1:
-        p_value, test = mcnemar_exact(first_only, second_only), "exact McNemar test"
-    else:
-        p_value, test = _two_way_p_value(table), "t test over rows and seeds"
+    tables = by_task(table, tasks)
+    p_value, test = _test(tables, (first_only, second_only) if tasks is None else None)
+    means = [mean(by_task(scores, tasks)) for scores in (first, second)]
     return PairedComparison(
         seeds=seeds,
         rows=rows,
-        first_accuracy=float(first.mean()),
-        second_accuracy=float(second.mean()),
-        difference=float(table.mean()),
-        interval=difference_interval(table),
+        first_accuracy=means[0],
+        second_accuracy=means[1],
+        difference=mean(tables),
+        interval=difference_interval(table, tasks),
         p_value=p_value,
         test=test,
-        effect_size=cohens_h(float(first.mean()), float(second.mean())),
+        effect_size=cohens_h(means[0], means[1]) if tasks is None else None,
         first_only=first_only,
         second_only=second_only,
-        bootstrap=bootstrap_interval(table),
-        by_seed=seed_test(table.mean(axis=1)),
+        bootstrap=bootstrap_interval(table, tasks),
+        by_seed=seed_test(mean_by_seed(tables)),
     )
 
 
-def difference_interval(differences: Differences, confidence: float = CONFIDENCE) -> Interval:
+def difference_interval(
+    differences: Differences, tasks: Sequence[str] | None = None, confidence: float = CONFIDENCE
+) -> Interval:
     """Return the interval of a mean difference of paired scores.
 
     One seed: Bonett and Price's. Several: Student's t with the module's two-way variance.
 
     Args:
-        differences: (seeds, rows) of -1, 0 and 1.
+        differences: (seeds, rows) of -1, 0 and 1; with `tasks`, of any numbers.
+        tasks: the task of each row, where each task counts alike; None where rows are pooled.
         confidence: the level, 0 to 1.
     """
-    seeds, rows = differences.shape
-    if seeds == 1:
-        plus = (float((differences > 0).sum()) + 1) / (rows + 2)
-        minus = (float((differences < 0).sum()) + 1) / (rows + 2)
-        centre = plus - minus
-        error = math.sqrt((plus + minus - centre**2) / (rows + 2))
-        half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
-        words = "Bonett-Price, paired by row"
+    tables = by_task(differences, tasks)
+    within = "" if tasks is None else " within tasks"
+    if len(differences) == 1:
+        centre, variance = bonett_price(tables)
+        half = float(stats.norm.ppf(0.5 + confidence / 2)) * math.sqrt(variance)
+        words = f"Bonett-Price, paired by row{within}"
     else:
-        variance, freedom = _floored_variance(differences)
-        centre = float(differences.mean())
+        variance, freedom = floored_variance(tables, odd_rows=2)
+        centre = mean(tables)
         half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
-        words = f"t with variance over rows and {seeds} seeds, paired by both"
-    return Interval(max(-1.0, centre - half), min(1.0, centre + half), words)
+        words = f"t with variance over rows{within}{_and_seeds(tables)}, paired by both"
+    # Two accuracies are at most 1 apart; scores have no upper end.
+    end = 1.0 if tasks is None else math.inf
+    return Interval(max(-end, centre - half), min(end, centre + half), words)
 
 
 def mcnemar_exact(first_only: int, second_only: int) -> float:
@@ -254,6 +300,7 @@ def sign_flip_p_value(differences: Float[np.ndarray, " seeds"]) -> float | None:
 
 def bootstrap_interval(
     differences: Differences,
+    tasks: Sequence[str] | None = None,
     confidence: float = CONFIDENCE,
     resamples: int = BOOTSTRAP_RESAMPLES,
     seed: int = 0,
@@ -265,22 +312,23 @@ def bootstrap_interval(
 
     Args:
         differences: (seeds, rows).
+        tasks: the task of each row, within which rows are resampled; None where they are pooled.
         confidence: the level, 0 to 1.
         resamples: how many tables are drawn.
         seed: of the random numbers; the same seed gives the same interval.
     """
-    seeds, rows = differences.shape
+    tables, seeds = by_task(differences, tasks), len(differences)
     random = np.random.default_rng(seed)
     means = []
     for start in range(0, resamples, 256):  # in pieces: (resamples, rows) may be large
         count = min(256, resamples - start)
-        row_weights = random.multinomial(rows, np.full(rows, 1 / rows), count) / rows
+        by_seed = np.mean([_resampled(table, count, random) for table in tables], axis=0)
         seed_weights = random.multinomial(seeds, np.full(seeds, 1 / seeds), count) / seeds
-        means.append(np.sum(seed_weights * (row_weights @ differences.T), axis=1))
+        means.append(np.sum(seed_weights * by_seed, axis=1))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
-    words = "paired bootstrap over rows" + (f" and {seeds} seeds" if seeds > 1 else "")
-    return Interval(float(low), float(high), words)
+    words = "paired bootstrap over rows" + ("" if tasks is None else " within tasks")
+    return Interval(float(low), float(high), words + _and_seeds(tables))
 
 
 def cohens_h(first: float, second: float) -> float:
@@ -306,40 +354,44 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def _checked(correct: Scores) -> Scores:
-    correct = np.asarray(correct)
-    if correct.ndim != 2 or correct.size == 0:
-        raise ValueError(
-            f"scores must be a table of (seeds, rows), neither empty; got shape {correct.shape}"
-        )
-    if not np.isin(correct, (0, 1)).all():
-        raise ValueError("scores must be 0 or 1")
-    return correct
-
-
-def _two_way_variance(table: Differences) -> tuple[float, float]:
-    """Return the variance of the table's mean and its Welch-Satterthwaite degrees of freedom."""
-    seeds, rows = table.shape
-    by_seed = float(table.mean(axis=1).var(ddof=1)) / seeds
-    by_row = float(table.mean(axis=0).var(ddof=1)) / rows if rows > 1 else 0.0
-    variance = by_seed + by_row
-    if variance == 0:
-        return 0.0, 1.0
-    spread = by_seed**2 / (seeds - 1) + (by_row**2 / (rows - 1) if rows > 1 else 0.0)
-    return variance, variance**2 / spread
-
-
-def _floored_variance(table: Differences) -> tuple[float, float]:
-    """As `_two_way_variance`, but no smaller than Bonett and Price's for rows that all agree.
-
-    Methods that agree on every row seen may differ on the next: zero variance is never believed.
-    """
-    variance, freedom = _two_way_variance(table)
+def _resampled(
+    table: Differences, count: int, random: np.random.Generator
+) -> Float[np.ndarray, "count seeds"]:
+    """Return each seed's mean over rows that are drawn anew, the same for all seeds."""
     rows = table.shape[1]
-    floor = 2 / (rows + 2) ** 2
-    return (variance, freedom) if variance >= floor else (floor, float(max(rows - 1, 1)))
+    weights = random.multinomial(rows, np.full(rows, 1 / rows), count) / rows
+    return weights @ table.T
 
 
-def _two_way_p_value(table: Differences) -> float:
-    variance, freedom = _floored_variance(table)
-    return float(2 * stats.t.sf(abs(float(table.mean())) / math.sqrt(variance), freedom))
+def _checked(scores: Scores, tasks: Sequence[str] | None) -> Scores:
+    scores = np.asarray(scores)
+    if scores.ndim != 2 or scores.size == 0:
+        raise ValueError(
+            f"scores must be a table of (seeds, rows), neither empty; got shape {scores.shape}"
+        )
+    if tasks is None and not np.isin(scores, (0, 1)).all():
+        raise ValueError("scores must be 0 or 1")
+    if not (np.isfinite(scores) & (scores >= 0)).all():
+        raise ValueError("scores must be finite and 0 or above")
+    return scores
+
+
+def _test(tables: Tables, discordant: tuple[int, int] | None) -> tuple[float, str]:
+    """Return the p-value of a mean difference and the words for the test.
+
+    `discordant` counts the rows that only one method got right; None where rows have scores.
+    """
+    if len(tables[0]) > 1:
+        variance, freedom = floored_variance(tables, odd_rows=2)
+        p_value = 2 * stats.t.sf(abs(mean(tables)) / math.sqrt(variance), freedom)
+        return float(p_value), "t test over rows and seeds"
+    if discordant is not None:
+        return mcnemar_exact(*discordant), "exact McNemar test"
+    centre, variance = bonett_price(tables)
+    p_value = 2 * stats.norm.sf(abs(centre) / math.sqrt(variance))
+    return float(p_value), "normal test over rows within tasks"
+
+
+def _and_seeds(tables: Tables) -> str:
+    seeds = len(tables[0])
+    return f" and {seeds} seeds" if seeds > 1 else ""

@@ -2,11 +2,12 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from dora_jax.analysis.formatting import METRIC_WORDS, MetricWords
 from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults, RunResult
 from dora_jax.analysis.statistics import (
     Interval,
@@ -16,14 +17,14 @@ from dora_jax.analysis.statistics import (
     compare_paired,
     difference_interval,
     holm,
+    score_interval,
 )
-
-METRIC_LABELS = {"accuracy": "Accuracy", "exact_match": "Exact match"}
+from dora_jax.analysis.variance import by_task, mean
 
 
 @dataclass(frozen=True)
 class OverBase:
-    """A method's accuracy above the untuned model's, with its interval."""
+    """A method's score above the untuned model's, with its interval."""
 
     difference: float
     interval: Interval
@@ -33,6 +34,7 @@ class OverBase:
 class MethodSummary:
     """One arm over its seeds; a figure that no run has is None. `method` is the arm's name.
 
+    `accuracy` is the mean over rows, or, for tasks with metrics of their own, the mean over tasks.
     `loss`, `train_seconds` and `compile_s` are means over seeds, `step_time_s` is the median of the
     runs' medians, memory the largest, `spread` the standard deviation of the seeds' accuracies.
     Ratios are to the reference (LoRA where there is one).
@@ -101,9 +103,13 @@ class MagnitudeEvidence:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """One task of the evaluated rows; `difference` is that of the headline pair."""
+    """One task of the evaluated rows; `difference` is that of the headline pair.
+
+    `metric` is the name of its own metric; empty where all rows have one.
+    """
 
     task: str
+    metric: str
     rows: int
     base: float
     accuracies: dict[str, float]
@@ -129,12 +135,17 @@ class Summary:
     tasks: tuple[TaskSummary, ...]
 
     @property
+    def words(self) -> MetricWords:
+        """How the metric's figures are called and written."""
+        return METRIC_WORDS[self.results.data.metric]
+
+    @property
     def headline(self) -> PairSummary | None:
         """The first of `headlines`."""
         return self.headlines[0] if self.headlines else None
 
     def macro_average(self, name: str | None) -> float:
-        """Return the mean of the tasks' accuracies, as the paper gives it; None is the base."""
+        """Return the mean of the tasks' scores, as the paper gives it; None is the base."""
         scores = [t.base if name is None else t.accuracies[name] for t in self.tasks]
         return statistics.fmean(scores)
 
@@ -161,8 +172,9 @@ def summarize(results: ComparisonResults) -> Summary:
     )
     base = np.array([results.base.correct])
     reference_runs = grouped[arms[0].name]
-    methods = tuple(_method(arm, grouped[arm.name], base, reference_runs) for arm in arms)
-    pairs = _pairs(methods, results.pairs)
+    tasks = results.strata
+    methods = tuple(_method(arm, grouped[arm.name], base, reference_runs, tasks) for arm in arms)
+    pairs = _pairs(methods, results.pairs, tasks)
     headlines = tuple(
         p
         for p in pairs
@@ -177,7 +189,7 @@ def summarize(results: ComparisonResults) -> Summary:
     ]
     return Summary(
         results=results,
-        base_interval=accuracy_interval(base),
+        base_interval=_interval(base, tasks),
         methods=methods,
         reference=methods[0],
         pairs=pairs,
@@ -188,7 +200,11 @@ def summarize(results: ComparisonResults) -> Summary:
 
 
 def _method(
-    arm: Arm, runs: list[RunResult], base: Scores, reference: list[RunResult]
+    arm: Arm,
+    runs: list[RunResult],
+    base: Scores,
+    reference: list[RunResult],
+    tasks: Sequence[str] | None,
 ) -> MethodSummary:
     runs = sorted(runs, key=lambda run: run.seed)
     correct = _scores(runs)
@@ -201,9 +217,9 @@ def _method(
         label=arm.label,
         arm=arm,
         runs=tuple(runs),
-        accuracy=float(correct.mean()),
-        interval=accuracy_interval(correct),
-        over_base=OverBase(float(over_base.mean()), difference_interval(over_base)),
+        accuracy=mean(by_task(correct, tasks)),
+        interval=_interval(correct, tasks),
+        over_base=OverBase(mean(by_task(over_base, tasks)), difference_interval(over_base, tasks)),
         loss=_over(statistics.fmean, (run.loss for run in runs)),
         trainable_parameters=max(run.trainable_parameters for run in runs),
         # The smallest: one run without magnitudes must not hide behind the others.
@@ -237,7 +253,9 @@ def _is_pair(first: Arm, second: Arm, grid: bool) -> bool:
 
 
 def _pairs(
-    methods: tuple[MethodSummary, ...], asked: tuple[tuple[str, ...], ...]
+    methods: tuple[MethodSummary, ...],
+    asked: tuple[tuple[str, ...], ...],
+    tasks: Sequence[str] | None,
 ) -> tuple[PairSummary, ...]:
     starts = {method.arm.start for method in methods}
     grid = len(starts) > 1 and any(method.arm.point for method in methods)
@@ -250,11 +268,11 @@ def _pairs(
             # On a grid two points of one start are no pair: it is the methods that are compared.
             alike = grid and first.arm.start == second.arm.start
             if shared and (is_asked or (not alike and _is_pair(first.arm, second.arm, grid))):
-                scores = [
+                ours, others = (
                     _scores([run for run in method.runs if run.seed in shared])
                     for method in (first, second)
-                ]
-                found.append((first, second, compare_paired(*scores)))
+                )
+                found.append((first, second, compare_paired(ours, others, tasks)))
     adjusted = holm([comparison.p_value for _, _, comparison in found])
     return tuple(PairSummary(*pair, p) for pair, p in zip(found, adjusted, strict=True))
 
@@ -282,11 +300,25 @@ def _tasks(
                 for method in (headline.first, headline.second)
             )
             table = (first - second).astype(np.float64)
-            difference, interval = float(table.mean()), difference_interval(table)
+            own = None if results.strata is None else [task] * len(rows)
+            difference, interval = float(table.mean()), difference_interval(table, own)
         accuracies = {name: float(table[:, rows].mean()) for name, table in scores.items()}
-        base_accuracy = float(base[rows].mean())
-        found.append(TaskSummary(task, len(rows), base_accuracy, accuracies, difference, interval))
+        found.append(
+            TaskSummary(
+                task=task,
+                metric=results.data.task_metrics.get(task, ""),
+                rows=len(rows),
+                base=float(base[rows].mean()),
+                accuracies=accuracies,
+                difference=difference,
+                interval=interval,
+            )
+        )
     return tuple(found)
+
+
+def _interval(scores: Scores, tasks: Sequence[str] | None) -> Interval:
+    return accuracy_interval(scores) if tasks is None else score_interval(scores, tasks)
 
 
 def _scores(runs: list[RunResult]) -> Scores:

@@ -10,8 +10,7 @@ from rich.text import Text
 from dora_jax.analysis import formatting as say
 from dora_jax.analysis.conclusions import cautions, conclude
 from dora_jax.analysis.results import ComparisonResults
-from dora_jax.analysis.statistics import Interval
-from dora_jax.analysis.summary import METRIC_LABELS, MethodSummary, Summary, summarize
+from dora_jax.analysis.summary import MethodSummary, Summary, summarize
 
 # What the texts here use beyond ASCII, for a terminal that cannot show it.
 _PLAIN = str.maketrans({say.MINUS: "-", say.MISSING: "-", say.NBSP: " ", say.TIMES: "x"})
@@ -46,17 +45,17 @@ def print_comparison(results: ComparisonResults, console: Console) -> None:
 
 
 def _table(summary: Summary, plain: Callable[..., Text]) -> Table:
-    results, reference = summary.results, summary.reference.label
+    results, reference, words = summary.results, summary.reference.label, summary.words
     rows: list[tuple[str, str | None, Callable[[MethodSummary], str]]] = [
         (
-            METRIC_LABELS[results.data.metric],
-            say.percent(results.base.accuracy),
-            lambda m: say.percent(m.accuracy),
+            words.title,
+            words.value(results.base.accuracy),
+            lambda m: words.value(m.accuracy),
         ),
         (
             f"95{say.NBSP}% interval",
-            _bounds(summary.base_interval),
-            lambda m: _bounds(m.interval),
+            words.bounds(summary.base_interval),  # columns are narrow: without the unit
+            lambda m: words.bounds(m.interval),
         ),
         ("Over base", None, lambda m: say.points(m.over_base.difference)),
         ("Loss", say.number(results.base.loss), lambda m: say.number(m.loss)),
@@ -78,11 +77,6 @@ def _table(summary: Summary, plain: Callable[..., Text]) -> Table:
         style = "bold" if i == 0 else ""
         table.add_row(plain(label), *(plain(cell, style) for cell in cells))
     return table
-
-
-def _bounds(interval: Interval) -> str:
-    """Without its unit, which the label gives: columns are narrow here."""
-    return say.percent_interval(interval).removesuffix(f"{say.NBSP}%")
 
 
 def _mean_drift(summary: Summary, method: MethodSummary) -> float | None:

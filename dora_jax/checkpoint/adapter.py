@@ -23,7 +23,7 @@ from dora_jax.checkpoint.peft_modules import untie
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree, misfits, save_tree
 from dora_jax.errors import DoraError
-from dora_jax.models.build import Decoder, build_model, untied
+from dora_jax.models.build import Writer, as_decoder, build_model, untied
 from dora_jax.models.llama import param_shapes
 from dora_jax.partition import Params, partition, trainable_mask
 from dora_jax.processes import all_arrive, is_first
@@ -135,7 +135,7 @@ def load_info(folder: Path) -> AdapterInfo:
         raise DoraError(f"{path}: cannot be read ({error}); train the adapter again") from error
 
 
-def attach(base: Params, trainable: Params, model: Decoder, where: Path | str) -> Params:
+def attach(base: Params, trainable: Params, model: Writer, where: Path | str) -> Params:
     """Put an adapter's leaves into the base model's parameters.
 
     Args:
@@ -221,7 +221,7 @@ def load_model(
     base = jax.tree.map(lambda x: x.astype(jnp.dtype(info.dtype)), base)
     config = pretrained.config
     if info.untied:
-        base, config = untie(base), untied(config)
+        base, config = untie(base), untied(as_decoder(config))
     rules = info.rules()
     # Wide again at the end alone: a residual kernel (PiSSA) was rounded in training too.
     params = _wide(attach(base, load_tree(folder / WEIGHTS), build_model(config, rules), folder))

@@ -100,10 +100,10 @@ def read_bart_config(path: Path) -> BartConfig:
         raise DoraError(f"{path}: a model of type {raw.get('model_type')!r}; supported: {allowed}")
     sees = raw["model_type"] == "vl_bart"
     kind, sizes = (VLBartConfig, (*SIZES, *_VISUAL)) if sees else (BartConfig, SIZES)
-    for name, allowed in _FIXED.items():
-        if raw.get(name, allowed) != allowed:
+    for name, only in _FIXED.items():
+        if raw.get(name, only) != only:
             raise DoraError(
-                f"{path}: {name} {raw[name]!r} is not supported; the one that is: {allowed!r}"
+                f"{path}: {name} {raw[name]!r} is not supported; the one that is: {only!r}"
             )
     names = (*_WRITTEN, *_VISUAL) if sees else _WRITTEN
     given = {name: raw[name] for name in names if raw.get(name) is not None}

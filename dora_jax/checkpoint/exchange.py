@@ -28,7 +28,7 @@ from dora_jax.checkpoint.pretrained import fingerprint, load_pretrained
 from dora_jax.checkpoint.state import flatten, load_tree
 from dora_jax.closest_lora import closest_lora
 from dora_jax.errors import DoraError
-from dora_jax.models.build import Decoder, build_model
+from dora_jax.models.build import Decoder, as_decoder, build_model
 from dora_jax.spec import AdapterRules
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def import_peft(folder: Path, out: Path, model: str | None = None) -> list[str]:
         raise DoraError(
             f"the base model of {folder}: {error} (name another place by --model)"
         ) from error
-    adapter = load_peft(folder, pretrained.config, pretrained.params)
+    adapter = load_peft(folder, as_decoder(pretrained.config), pretrained.params)
     adapter.params(pretrained.params)  # fits, or says why not
     info = AdapterInfo(
         model=pretrained.name,
@@ -108,9 +108,8 @@ def export_peft(adapter: Path, out: Path, model: str | None = None) -> list[str]
     loaded = load_model(model, adapter)
     assert loaded.rules is not None  # an adapter was named
     pretrained = loaded.pretrained
-    save_peft(
-        out, pretrained.config, loaded.rules, loaded.params, pretrained.params, _named(loaded)
-    )
+    config = as_decoder(pretrained.config)
+    save_peft(out, config, loaded.rules, loaded.params, pretrained.params, _named(loaded))
     return [f"PEFT adapter written to {out}", *describe(out)]
 
 
@@ -141,7 +140,7 @@ def export_as_lora(
     loaded = load_model(model, adapter)
     assert loaded.rules is not None  # an adapter was named
     pretrained = loaded.pretrained
-    base, config = pretrained.params, pretrained.config
+    base, config = pretrained.params, as_decoder(pretrained.config)
     found = closest_lora(base, loaded.params, loaded.rules, rank, error)
     save_peft(out, config, found.rules, found.params, base, _named(loaded))
     lines = [f"PEFT adapter (plain LoRA) written to {out}", "lost of each change's norm, rank:"]

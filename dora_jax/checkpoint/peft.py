@@ -12,6 +12,7 @@ from pathlib import Path
 from dora_jax.checkpoint.peft_load import PeftAdapter, load_peft
 from dora_jax.checkpoint.peft_save import save_peft
 from dora_jax.checkpoint.pretrained import Pretrained
+from dora_jax.models.build import as_decoder
 
 __all__ = ["PeftAdapter", "load", "save"]
 save = save_peft
@@ -28,4 +29,4 @@ def load(folder: str | Path, model: Pretrained) -> PeftAdapter:
         DoraError: as `load_peft`: for files that are missing, damaged or pickled, settings that
             cannot be honoured, and tensors that do not fit the model.
     """
-    return load_peft(folder, model.config, model.params)
+    return load_peft(folder, as_decoder(model.config), model.params)

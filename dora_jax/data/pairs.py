@@ -68,5 +68,6 @@ def _pairs(places: Sequence[Sequence[TrainRow]], length: int, labels: int, pad_i
     that was cut has one token more than labels, which predicts nothing and is left out.
     """
     fed = [[row._replace(tokens=row.tokens[: len(row.targets)]) for row in rows] for rows in places]
-    source: Any = lay_out_source([rows[0].source if rows else () for rows in places], length)
+    read = [rows[0].source.tolist() if rows else [] for rows in places]
+    source: Any = lay_out_source(read, length)
     return padded_batch(fed, labels, labels, pad_id)._replace(source=source)

@@ -60,6 +60,20 @@ def build_model(
     return decoder(config, adapters, **settings)  # type: ignore[arg-type]
 
 
+def as_decoder(config: WriterConfig) -> DecoderConfig:
+    """Return the shape of a decoder, which adapters of PEFT are exchanged for.
+
+    Raises:
+        DoraError: for an encoder-decoder.
+    """
+    if isinstance(config, BartConfig):
+        raise DoraError(
+            "PEFT adapters are exchanged for decoders alone, and this is a BART: write the tuned "
+            "model itself (dora-jax merge)"
+        )
+    return config
+
+
 def untied(config: DecoderConfig) -> DecoderConfig:
     """Return the shape of the model whose head has weights of its own."""
     text = dataclasses.replace(config.text, tie_word_embeddings=False)

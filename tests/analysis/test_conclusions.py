@@ -220,3 +220,24 @@ def test_divergence_two_seeds_and_rows_left_out_are_said():
     assert "LoRA, seed 0: the training loss was not finite" in text
     assert "4 rows were left out of the evaluation (too long)." in text
     assert "Two seeds" in warned(sample.results({"lora": [WORSE] * 2, "dora": [BETTER] * 2}))
+
+
+def test_scores_are_told_in_points():
+    tasks = ("gqa",) * 20 + ("caption",) * 20
+    worse, better = (0.2,) * 20 + (0.8,) * 20, (0.4,) * 20 + (1.6,) * 20
+    results = sample.scored({"lora": [worse] * 3, "dora": [better] * 3}, tasks, base=(0.1,) * 40)
+    text = words(results)
+    assert text.startswith("DoRA was better than LoRA.")
+    assert "DoRA 100.0, LoRA 50.0: a difference of 50.0 points" in text
+    assert "Points above the untuned model's 10.0: LoRA +40.0 (" in text
+    assert "%" not in text.replace("95 % interval", "")
+
+
+def test_more_than_a_full_mark_is_no_ceiling():
+    full = (1.0,) * 40
+    tasks = ("caption",) * 40
+    results = sample.scored({"lora": [full], "dora": [full]}, tasks, base=(0.1,) * 40)
+    assert "too easy" not in warned(results)
+    guessing = dataclasses.replace(results.data, chance=1.0)
+    text = warned(dataclasses.replace(results, data=guessing))
+    assert "LoRA and DoRA: not distinguishable from guessing (100.0)." in text

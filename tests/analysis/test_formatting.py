@@ -3,8 +3,18 @@ import math
 import pytest
 
 from dora_jax.analysis import formatting as say
+from dora_jax.analysis.marks import BINARY_METRICS, METRICS
 from dora_jax.analysis.statistics import Interval
 from tests.analysis import sample
+
+PERCENT, POINTS = say.METRIC_WORDS["accuracy"], say.METRIC_WORDS["score"]
+
+
+def test_every_metric_has_its_words():
+    assert set(say.METRIC_WORDS) == set(METRICS)
+    assert [words.binary for words in say.METRIC_WORDS.values()] == [
+        metric in BINARY_METRICS for metric in say.METRIC_WORDS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -14,6 +24,19 @@ from tests.analysis import sample
         (say.percent(0.00551, 3), "0.551 %"),
         (say.percent(None), "~"),
         (say.percent_interval(Interval(0.621, 0.702, "")), "62.1 to 70.2 %"),
+        (PERCENT.value(0.663), "66.3 %"),
+        (PERCENT.value(None), "~"),
+        (PERCENT.interval(Interval(0.621, 0.702, "")), "62.1 to 70.2 %"),
+        (PERCENT.bounds(Interval(0.621, 0.702, "")), "62.1 to 70.2"),
+        (PERCENT.mark(1), " \N{CHECK MARK}"),
+        (PERCENT.mark(0), ""),
+        (PERCENT.named_axis, "accuracy"),
+        (POINTS.value(1.12), "112.0"),
+        (POINTS.value(None), "~"),
+        (POINTS.interval(Interval(0.621, 1.2, "")), "62.1 to 120.0"),
+        (POINTS.mark(0.6), " (60.0 points)"),
+        (POINTS.mark(0), " (0.0 points)"),
+        (POINTS.named_axis, "score, points"),
         (say.points(0.023), "+2.3"),
         (say.points(-0.023), "-2.3"),
         (say.points(-0.0001), "0.0"),

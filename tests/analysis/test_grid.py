@@ -226,3 +226,18 @@ def test_other_protocols_are_reported_beside_the_main_one():
     assert "By other ways of scoring" in page
     assert ">30<" in page
     assert "DoRA - LoRA: +7.5 points" in page
+
+
+def test_a_grid_of_scores_is_drawn_in_points():
+    named = {"even": "VQA accuracy", "odd": "CIDEr-D"}
+    data = dataclasses.replace(sample.results().data, metric="score", task_metrics=named)
+    summary = summarize(on_grid(data=data))
+    ((title, plot),) = axis_plots(summary)
+    size = size_plot(summary)
+    assert size is not None
+    assert title == "Score by rank"
+    assert size.alt.startswith("Score by number of trained parameters: LoRA, rank 4 27.5 with")
+    for drawn in (plot, size):
+        assert drawn.table.header[2] == "score"
+        assert ">score, points<" in drawn.svg
+        assert not re.search(r">[^<]*\d ?%<", drawn.svg)

@@ -109,3 +109,24 @@ def test_a_long_history_is_thinned():
     plot = plots.loss_plot(summarize(sample.results(runs=runs)))
     assert plot is not None
     assert len(plot.svg) < 60_000
+
+
+def test_scores_are_drawn_in_points():
+    results = sample.scored()
+    summary = summarize(results)
+    score = plots.accuracy_plot(summary)
+    assert score.name == score.table.header[1] == "score"
+    assert "Score (points): base model" in score.alt
+    assert ">points<" in score.svg
+    difference = plots.difference_plot(summary)
+    assert difference is not None
+    assert "differences in points with" in difference.alt
+    assert "percentage" not in difference.svg
+    by_seed = [row[1] for row in difference.table.rows[1:]]
+    lora, dora = ([r.accuracy for r in results.runs if r.method == m] for m in ("lora", "dora"))
+    assert by_seed == pytest.approx([d - r for d, r in zip(dora, lora, strict=True)])
+    search = plots.search_plot(summary)
+    assert search is not None
+    assert ">validation score, points<" in search.svg
+    for plot in (score, search):
+        assert not re.search(r">[^<]*\d ?%<", plot.svg)

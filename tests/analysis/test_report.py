@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from dora_jax.analysis.report import render_report, write_report
-from dora_jax.analysis.results import EvalRow, HistoryPoint, ModelInfo
+from dora_jax.analysis.results import EvalRow, HistoryPoint, ModelInfo, Published, Sample
 from tests.analysis import sample
 
 VOID = {"meta", "br", "link", "img", "hr", "input", "path", "use"}
@@ -242,3 +242,60 @@ def test_rendering_is_deterministic_and_the_file_complete(tmp_path):
     path = write_report(results, tmp_path / "out" / "report.html")
     assert path.read_text(encoding="utf-8") == render_report(results)
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["plots", "report.html"]
+
+
+def test_scores_are_reported_in_points_and_each_task_by_its_metric():
+    tasks = ("vqa", "gqa", "caption", "nlvr") * 10
+    scores = {
+        "lora": [(0.3, 1, 1.1, 0) * 10, (0.6, 1, 1.1, 0) * 10, (0.6, 1, 1.4, 0) * 10],
+        "dora": [(0.6, 1, 1.2, 1) * 10, (0.9, 1, 1.1, 1) * 10, (0.9, 1, 1.3, 1) * 10],
+    }
+    results = sample.scored(
+        scores,
+        tasks,
+        base=(0, 0, 0.4, 0) * 10,
+        samples=(Sample("What colour?", "red", 0), Sample("Describe.", "a dog", 2)),
+        published=(
+            Published(
+                "DoRA, VL-BART",
+                "the paper",
+                {"vqa": 65.8, "gqa": 54.7, "nlvr": 73.1, "caption": 115.9},
+                77.4,
+                "dora",
+            ),
+        ),
+    )
+    answers = ("blue", "a cat")
+    results = dataclasses.replace(
+        results,
+        base=dataclasses.replace(results.base, answers=answers),
+        runs=tuple(dataclasses.replace(run, answers=answers) for run in results.runs),
+    )
+    page = Page(sample.plain(render_report(results)))
+    assert page.tables[0][0][1] == "Score (points)"
+    # DoRA: vqa (60 + 90 + 90) / 3 = 80, gqa 100, caption (120 + 110 + 130) / 3 = 120, nlvr 100.
+    assert page.row(0, "DoRA")[1].startswith("100.0 ")
+    assert page.row(0, "DoRA")[2].startswith("+90.0")
+    published, _, statistics, by_task = page.tables[1:5]
+    assert published[1][2:] == ["65.8", "54.7", "73.1", "115.9", "77.4"]
+    assert published[2][2:] == ["80.0", "100.0", "100.0", "120.0", "100.0"]
+    assert "Higher score(first : second)" in statistics[0]
+    assert not any("Cohen" in cell for cell in statistics[0])
+    assert [row[:5] for row in by_task[1:]] == [
+        ["vqa VQA accuracy", "10", "0.0", "50.0", "80.0"],
+        ["gqa exact match", "10", "0.0", "100.0", "100.0"],
+        ["caption CIDEr-D", "10", "40.0", "120.0", "120.0"],
+        ["nlvr exact match", "10", "0.0", "0.0", "100.0"],
+        ["Average of the tasks", "", "10.0", "67.5", "100.0"],
+    ]
+    for text in (
+        "LoRA: blue (30.0 points)",
+        "DoRA: a cat (120.0 points)",
+        "Points; the average is over tasks",
+        "rows within tasks and 3 seeds",
+        "score (points): VQA accuracy (vqa), exact match (gqa)",
+        "A full mark is 100 points",
+    ):
+        assert text in page.words
+    for text in ("Accuracy", "percentage", "Percent", "Cohen", "Right alone", "\N{CHECK MARK}"):
+        assert text not in page.words

@@ -15,6 +15,7 @@ from dora_jax.analysis.statistics import (
     difference_interval,
     holm,
     mcnemar_exact,
+    score_interval,
     seed_test,
     sign_flip_p_value,
 )
@@ -236,6 +237,145 @@ def test_two_way_interval_covers_where_the_bootstrap_does_not():
         bootstrap += 0 in bootstrap_interval(table, resamples=256)
     assert two_way / tables > 0.9
     assert bootstrap / tables < two_way / tables
+
+
+def test_score_interval_by_hand():
+    # Means 1/2 and 2; variances of the means (1/2) / 2 and 1 / 3, each over 2^2 tasks.
+    interval = score_interval(np.array([[0, 1, 3, 1, 2]]), ["a", "a", "b", "b", "b"])
+    a, b = 1 / 16, 1 / 12
+    half = stats.t.ppf(0.975, (a + b) ** 2 / (a**2 / 1 + b**2 / 2)) * math.sqrt(a + b)
+    assert (interval.low, interval.high) == pytest.approx((max(0, 1.25 - half), 1.25 + half))
+    assert interval.method == "t with variance over rows within tasks"
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_scores_that_are_all_nothing_are_not_certain(seeds):
+    interval = score_interval(np.zeros((seeds, 60)), ["a"] * 30 + ["b"] * 30)
+    assert interval.low == 0
+    assert 0.01 < interval.high < 0.1
+
+
+def test_a_task_of_few_rows_counts_as_much_as_one_of_many():
+    tasks = ["many"] * 90 + ["few"] * 10
+    first, second = np.zeros((1, 100)), np.zeros((1, 100))
+    first[0, 90:] = 0.5
+    comparison = compare_paired(first, second, tasks)
+    assert comparison.difference == pytest.approx(0.25)
+    assert comparison.first_accuracy == pytest.approx(0.25)
+    assert comparison.effect_size is None
+    assert (comparison.first_only, comparison.second_only) == (10, 0)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 4])
+def test_one_task_of_right_and_wrong_is_as_pooled_rows(seeds):
+    random = np.random.default_rng(seeds)
+    first, second = random.integers(0, 2, (2, seeds, 50))
+    pooled, tasks = compare_paired(first, second), compare_paired(first, second, ["a"] * 50)
+    assert tasks.difference == pooled.difference
+    assert tasks.bootstrap.low == pooled.bootstrap.low
+    assert (tasks.interval.low, tasks.interval.high) == (pooled.interval.low, pooled.interval.high)
+    assert tasks.by_seed == pooled.by_seed
+    if seeds > 1:
+        assert tasks.p_value == pooled.p_value
+
+
+def test_the_order_of_rows_does_not_matter_to_scores():
+    random = np.random.default_rng(0)
+    first, second = random.exponential(1, (2, 3, 40))
+    tasks = ["a"] * 25 + ["b"] * 15
+    order = random.permutation(40)
+    there = compare_paired(first, second, tasks)
+    shuffled = [tasks[i] for i in order]
+    back = compare_paired(first[:, order], second[:, order], shuffled)
+    assert back.difference == pytest.approx(there.difference)
+    assert back.interval.low == pytest.approx(there.interval.low)
+    assert back.p_value == pytest.approx(there.p_value)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_test_of_scores_agrees_with_their_interval(seeds):
+    random = np.random.default_rng(5)
+    tasks = ["a"] * 30 + ["b"] * 30
+    shown = 0
+    for gain in (0.0, 0.2, 0.4, 0.8):
+        first, second = random.exponential(1, (2, seeds, 60))
+        comparison = compare_paired(first + gain, second, tasks)
+        assert (comparison.p_value < 0.05) == (0 not in comparison.interval)
+        shown += comparison.p_value < 0.05
+    assert 0 < shown < 4
+
+
+def test_the_bootstrap_draws_rows_within_tasks():
+    # No row differs within its task: whatever is drawn, the mean is that of 1 and 3.
+    table = np.array([[1.0] * 20 + [3.0] * 5])
+    interval = bootstrap_interval(table, ["a"] * 20 + ["b"] * 5)
+    assert (interval.low, interval.high) == pytest.approx((2.0, 2.0))
+    assert interval.method == "paired bootstrap over rows within tasks"
+
+
+SIZES = {"soft": 80, "binary": 60, "binary again": 40, "long": 50}
+MARKS = {
+    "soft": lambda x: np.clip(0.3 * np.round(1.67 * (x + 1)), 0, 1),
+    "binary": lambda x: (x > 0).astype(float),
+    "binary again": lambda x: (x > 0).astype(float),
+    "long": lambda x: np.minimum(np.exp(x - 0.5), 10.0),
+}
+
+
+def simulated(random, hard, seeds, shift, by_seed):
+    """Marks of one method: random effects of row (`hard`), of seed and of both."""
+    luck = random.normal(0, by_seed, (seeds, 1))
+    return np.concatenate(
+        [
+            MARKS[task](x + shift + luck + random.normal(0, 0.6, (seeds, len(x))))
+            for task, x in hard.items()
+        ],
+        axis=1,
+    )
+
+
+@pytest.mark.parametrize(("seeds", "by_seed"), [(1, 0.0), (3, 0.25)])
+def test_intervals_of_scores_cover(seeds, by_seed):
+    """Four tasks, one of them of skewed marks above 1; one seed speaks of its own runs alone."""
+    random = np.random.default_rng(seeds)
+    tasks = [task for task, rows in SIZES.items() for _ in range(rows)]
+
+    def rows(factor):
+        return {task: random.normal(0.3, 1.2, factor * n) for task, n in SIZES.items()}
+
+    def truth(shift):
+        spread = math.hypot(by_seed, 0.6)
+        return np.mean(
+            [
+                MARKS[task](x + shift + random.normal(0, spread, len(x))).mean()
+                for task, x in rows(4000).items()
+            ]
+        )
+
+    low, high = truth(0.0), truth(0.15)
+    score = difference = 0
+    tables = 300
+    for _ in range(tables):
+        hard = rows(1)
+        first, second = (simulated(random, hard, seeds, shift, by_seed) for shift in (0.15, 0.0))
+        score += low in score_interval(second, tasks)
+        difference += high - low in difference_interval(first - second, tasks)
+    assert 0.9 < score / tables < 0.99
+    assert 0.9 < difference / tables < 0.99
+
+
+@pytest.mark.parametrize(
+    ("scores", "tasks", "words"),
+    [
+        ([[0.5, 1.0]], ["a"], "2 rows need as many tasks, got 1"),
+        ([[0.5, -1.0]], ["a", "a"], "0 or above"),
+        ([[0.5, math.nan]], ["a", "a"], "finite"),
+        ([[0.5, 1.0]], None, "0 or 1"),
+    ],
+)
+def test_bad_scores_are_refused(scores, tasks, words):
+    with pytest.raises(ValueError, match=words):
+        compare_paired(np.array(scores), np.array(scores), tasks)
 
 
 @pytest.mark.parametrize(

@@ -114,3 +114,35 @@ def test_one_method_alone_has_no_pairs():
     assert summary.pairs == ()
     assert summary.headline is None
     assert summary.tasks[0].difference is None
+
+
+# Two tasks, four rows: LoRA (0.3 + 0.6 + 0) / 3 = 0.3 and 2.1; DoRA 0.6 and 2.5; base 0.1 and 1.
+UNEVEN = ("vqa", "vqa", "caption", "vqa")
+SCORED = {"lora": [(0.3, 0.6, 2.1, 0)], "dora": [(0.9, 0.6, 2.5, 0.3)]}
+
+
+def test_scores_are_averaged_over_tasks():
+    summary = summarize(sample.scored(SCORED, UNEVEN, base=(0.3, 0, 1, 0)))
+    lora, dora = summary.methods
+    assert (lora.accuracy, dora.accuracy) == pytest.approx((1.2, 1.55))
+    assert dora.over_base.difference == pytest.approx(1.55 - 0.55)
+    assert dora.over_base.difference in dora.over_base.interval
+    assert (summary.macro_average(None), summary.macro_average("dora")) == pytest.approx(
+        (0.55, 1.55)
+    )
+    assert summary.headline is not None
+    assert summary.headline.comparison.difference == pytest.approx(0.35)
+    by_name = {task.task: task for task in summary.tasks}
+    assert by_name["caption"].metric == "CIDEr-D"
+    assert by_name["vqa"].difference == pytest.approx(0.3)
+    assert by_name["caption"].difference == pytest.approx(0.4)
+    assert summarize(sample.results()).tasks[0].metric == ""
+
+
+def test_a_difference_of_scores_may_be_above_a_full_mark():
+    scores = {"lora": [(0,) * 40], "dora": [(3.0,) * 20 + (4.0,) * 20]}
+    summary = summarize(sample.scored(scores, ("caption",) * 40))
+    interval = summary.tasks[0].interval
+    assert interval is not None
+    assert 3.5 in interval
+    assert interval.high > 3.5

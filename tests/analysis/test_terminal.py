@@ -44,6 +44,16 @@ def test_figures_at_eighty_columns():
     assert "One seed cannot separate the method from the luck of the seed" in flowing
 
 
+def test_scores_are_in_points():
+    tasks = ("vqa", "caption") * 20
+    scores = {"lora": [(0.3, 1.1) * 20], "dora": [(0.6, 1.3) * 20]}
+    text = printed(sample.scored(scores, tasks, base=(0.3, 0.5) * 20))
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert figures(text, "Score (points)") == ["40.0", "70.0", "95.0"]
+    assert figures(text, "Over base") == ["~", "+30.0", "+55.0"]
+    assert "Accuracy" not in text
+
+
 @pytest.mark.parametrize("count", [3, 4])
 def test_more_methods_still_fit(count):
     names = ["lora", "dora", "magnitude", "full"][:count]

@@ -156,7 +156,7 @@ def test_rules_choose_what_is_tuned(read):
     np.testing.assert_allclose(merged, found, rtol=1e-5, atol=2e-4)
 
 
-@pytest.mark.parametrize("remat", ["none", "dots"])
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_the_training_loss_is_the_labels_log_likelihood(read, remat):
     folder = read("bart")
     _, params, mask = tuned(folder)

@@ -143,14 +143,15 @@ def test_regions_are_read_as_they_are():
     images = [[image(3), image(2)], [image(1)], []]
     given = with_images(images, model)
     x, is_real = encoder_input(model, params, given)
-    assert is_real[:, -6:].tolist() == [
-        [True, True, True, True, True, False],
-        [True] + [False] * 5,
-        [False] * 6,
+    # Each image has as many places as the model reads at most.
+    assert is_real[:, -8:].tolist() == [
+        [True, True, True, False, True, True, False, False],
+        [True] + [False] * 7,
+        [False] * 8,
     ]
     for number, (features, boxes) in enumerate(images[0]):
         expected = reference_image(features, boxes, number, params)
-        own = x[0, -6 + 3 * number :][: len(features)]
+        own = x[0, -8 + 4 * number :][: len(features)]
         np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -4,7 +4,7 @@ A folder is named by a digest of what made it: the maker, the inputs, their name
 numbers. Another maker or other inputs are another folder, so nothing old is taken for new.
 
     {digest}/features.bin     (N, F), the rows of all images, one behind another
-    {digest}/journal.jsonl    while it is made: of each part its names, rows and checksum
+    {digest}/journal.jsonl    while it is made: of each part its rows and checksum
     {digest}/index.json       written last, in one step: without it nothing is read
 
 What was interrupted goes on behind the last part that its checksum proves whole.
@@ -49,7 +49,7 @@ class MadeBy:
 
     def record(self, names: Sequence[str]) -> dict[str, Any]:
         """Return what the digest is of."""
-        listed = hashlib.sha256("\0".join(names).encode()).hexdigest()
+        listed = hashlib.sha256(json.dumps(list(names)).encode()).hexdigest()
         return {"version": _VERSION, **vars(self), "names_sha256": listed}
 
 
@@ -177,12 +177,12 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a")  # noqa: SIM115 - closed below
+        fcntl.flock(lock, fcntl.LOCK_EX)
     except OSError as error:
         raise DoraError(
-            f"{folder}: cannot be written ({error}); choose another folder for features"
+            f"{folder}: cannot be written or locked ({error}); choose another folder for features"
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -190,20 +190,14 @@ def _fill(
     folder: Path, record: dict[str, Any], names: Sequence[str], make: Make, part: int
 ) -> None:
     """Make what is missing, part by part, and write the index when all is there."""
-    try:
-        with GrowingArray(folder / ARRAY, folder / JOURNAL, record["dtype"]) as array:
-            while (done := len(array.counts)) < len(names):
-                chosen = names[done : done + part]
-                made = make(chosen)
-                if len(made) != len(chosen):
-                    raise DoraError(f"{len(made)} features were made of {len(chosen)} images")
-                array.append(dict(zip(chosen, made, strict=True)))
-            counts, size, sha256 = array.counts, array.size, array.sha256
-    except OSError as error:
-        raise DoraError(
-            f"{folder}: could not be written ({error}); free some space, or choose another folder "
-            "for features. What is made is kept"
-        ) from error
+    with GrowingArray(folder / ARRAY, folder / JOURNAL, record["dtype"]) as array:
+        while (done := len(array.counts)) < len(names):
+            chosen = names[done : done + part]
+            made = make(chosen)
+            if len(made) != len(chosen):
+                raise DoraError(f"{len(made)} features were made of {len(chosen)} images")
+            array.append(dict(zip(chosen, made, strict=True)))
+        counts, size, sha256 = array.counts, array.size, array.sha256
     starts = np.cumsum([0, *counts[:-1]]).tolist()
     places = dict(zip(names, zip(starts, counts, strict=True), strict=True))
     index = {"made_by": record, "size": size, "sha256": sha256, "places": places}

@@ -31,13 +31,10 @@ class Seen(NamedTuple):
 
 
 class Features(Protocol):
-    """Features by the name of an image or clip.
+    """Features by the name of an image or clip; `path` is where they are."""
 
-    Attributes:
-        path: where they are.
-    """
-
-    path: Path
+    @property
+    def path(self) -> Path: ...
 
     def stamp(self, name: str) -> int | None:
         """Return a number that tells other features of a name apart, mostly; None without any."""
@@ -143,12 +140,12 @@ def _first(entries: Any) -> str:
 
 def _shares(entry: Any, count: int, where: str) -> np.ndarray:
     """Return boxes (left, right, top, bottom) as shares of the image."""
-    boxes = np.asarray(entry["boxes"][()], np.float32)
+    boxes: np.ndarray = np.asarray(entry["boxes"][()], np.float32)
     if boxes.shape != (count, 4):
         raise DoraError(f"{where}: its boxes have shape {boxes.shape}, and its features {count}")
     if "img_w" in entry and "img_h" in entry:
         width, height = (float(np.asarray(entry[n][()]).item()) for n in ("img_w", "img_h"))
-        boxes = boxes / np.array([width, height, width, height], np.float32)
+        boxes = np.divide(boxes, [width, height, width, height], dtype=np.float32)
     # A little over 1 is rounding; boxes in pixels are far off.
     if not (boxes.min(initial=0) >= -0.01 and boxes.max(initial=0) <= 1.01):
         raise DoraError(

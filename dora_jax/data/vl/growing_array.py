@@ -4,6 +4,7 @@ A part is written and flushed first, and then a line of the journal: how many ro
 has, and its checksum. What the journal does not prove is cut off when the array is opened again.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,6 +29,9 @@ class GrowingArray:
     Attributes:
         counts: rows of each image that is in it.
         size: the width; None before the first image.
+
+    Raises:
+        DoraError: when the file system refuses.
     """
 
     def __init__(self, path: Path, journal: Path, dtype: str):
@@ -35,14 +39,16 @@ class GrowingArray:
         self._whole = hashlib.sha256()
         self.counts: list[int] = []
         self.size: int | None = None
-        self._file = open(path, "a+b")  # noqa: SIM115 - closed with the context
-        self._journal = open(journal, "a+b")  # noqa: SIM115
+        self._folder = path.parent
         length, told = 0, 0
-        for line, content, entry in self._proven():
-            length, told = length + len(content), told + len(line)
-            self._add(content, entry)
-        self._file.truncate(length)
-        self._journal.truncate(told)
+        with self._refusals():
+            self._file = open(path, "a+b")  # noqa: SIM115 - closed with the context
+            self._journal = open(journal, "a+b")  # noqa: SIM115
+            for line, content, entry in self._proven():
+                length, told = length + len(content), told + len(line)
+                self._add(content, entry)
+            self._file.truncate(length)
+            self._journal.truncate(told)
 
     def __enter__(self) -> "GrowingArray":
         return self
@@ -50,6 +56,17 @@ class GrowingArray:
     def __exit__(self, *error: object) -> None:
         self._file.close()
         self._journal.close()
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """Say in the user's words what the file system refuses."""
+        try:
+            yield
+        except OSError as error:
+            raise DoraError(
+                f"{self._folder}: could not be written ({error}); free some space, or choose "
+                "another folder for features. What is made is kept"
+            ) from error
 
     @property
     def sha256(self) -> str:
@@ -85,8 +102,7 @@ class GrowingArray:
 
         Raises:
             DoraError: naming the image, for another width than the first one's, or numbers that
-                are not finite, or not in this type.
-            OSError: when the file system refuses.
+                are not finite, or not in this type; or when the file system refuses.
         """
         rows = []
         for name, given in part.items():
@@ -106,11 +122,10 @@ class GrowingArray:
             "size": self.size,
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        for file, what in (
-            (self._file, content),
-            (self._journal, json.dumps(entry).encode() + b"\n"),
-        ):
-            file.write(what)
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(entry).encode() + b"\n"
+        with self._refusals():
+            for file, what in ((self._file, content), (self._journal, line)):
+                file.write(what)
+                file.flush()
+                os.fsync(file.fileno())
         self._add(content, entry)

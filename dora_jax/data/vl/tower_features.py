@@ -103,7 +103,7 @@ def _digest(params: Any) -> str:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _look(tower: VisionTower, layer: int, params: Any, pixels: Array) -> tuple[Array, Array]:
     is_last = layer in (-1, tower.config.num_hidden_layers)
-    found = tower.apply({"params": params}, pixels, layers=(layer,), pool=is_last)
+    found: Any = tower.apply({"params": params}, pixels, layers=(layer,), pool=is_last)
     grid = found.layers[0][:, int(tower.config.class_token) :].astype(jnp.float32)
     vector = grid.mean(axis=1) if found.pooled is None else found.pooled.astype(jnp.float32)
     return grid, vector
