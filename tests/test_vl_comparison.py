@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +114,7 @@ def experiment(inputs, **fields):
             bias="all",
             modules_to_save=("visual_embedding/.*",),
         ),
-        train=TrainConfig(steps=8, batch_size=4),
+        train=TrainConfig(steps=30, batch_size=4),
         compare=CompareConfig(methods=("dora",), learning_rates=(3e-2,), search_steps=0),
     )
     return dataclasses.replace(base, **fields)
@@ -146,6 +147,16 @@ def test_each_task_has_its_metric_and_the_figure_is_their_mean(results):
     assert run.loss < results.base.loss
 
 
+def test_each_task_is_told_with_its_metric_and_interval(config, results):
+    lines = evaluate(config, config.out / "seed-0" / "dora")
+    tasks = [row.task for row in results.eval_rows]
+    for line, (task, metric) in zip(lines[1:], results.data.task_metrics.items(), strict=False):
+        marks = [m for m, own in zip(results.runs[0].correct, tasks, strict=True) if own == task]
+        expected = rf"  {task}, {metric}: {100 * np.mean(marks):.1f} points of 4 \([\d.]+ to "
+        assert re.match(expected, line), line
+    assert lines[4] == f"  average of the tasks: {100 * results.runs[0].accuracy:.1f} points"
+
+
 def test_the_folder_is_read_back(config):
     found = load_pretrained(config.model.name)
     assert found.config == CONFIG
@@ -162,6 +173,7 @@ def test_what_is_seen_and_what_is_read_count(config, results):
         return evaluate(changed, config.out / "seed-0" / "dora")[0]
 
     both = losses()
+    assert re.match(r"score [\d.]+ points of 12 rows", both)
     assert both.endswith(f"loss {results.runs[0].loss:.4f}")
     blind, mute = losses(images="leave_out"), losses(texts="leave_out")
     assert len({both, blind, mute}) == 3

@@ -268,11 +268,11 @@ def _pairs(
             # On a grid two points of one start are no pair: it is the methods that are compared.
             alike = grid and first.arm.start == second.arm.start
             if shared and (is_asked or (not alike and _is_pair(first.arm, second.arm, grid))):
-                ours, others = (
+                own, others = (
                     _scores([run for run in method.runs if run.seed in shared])
                     for method in (first, second)
                 )
-                found.append((first, second, compare_paired(ours, others, tasks)))
+                found.append((first, second, compare_paired(own, others, tasks)))
     adjusted = holm([comparison.p_value for _, _, comparison in found])
     return tuple(PairSummary(*pair, p) for pair, p in zip(found, adjusted, strict=True))
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from dora_jax.analysis.formatting import percent_interval
-from dora_jax.analysis.statistics import accuracy_interval
+from dora_jax.analysis.formatting import METRIC_WORDS
+from dora_jax.analysis.statistics import accuracy_interval, score_interval
 from dora_jax.checkpoint.adapter import AdapterInfo, load_model
 from dora_jax.comparison.workbench import check_length, rounded, sight_of
 from dora_jax.data.splits import read_examples
@@ -58,7 +59,7 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         score = task.score(plain, params, "evaluation", progress.advance)
     others = task.protocols("evaluation")[1:]
     lines = [
-        f"{task.info.metric} {score.accuracy:.1%} of {len(score.correct)} rows, "
+        f"{task.info.metric} {task.figure(score.accuracy)} of {len(score.correct)} rows, "
         f"loss {score.loss:.4f}"
     ]
     lines += _by_task(task, score.correct)
@@ -81,9 +82,12 @@ def _by_task(task: Task, correct: tuple[float, ...]) -> list[str]:
     lines, shares = [], []
     for name, values in by_task.items():
         shares.append(sum(values) / len(values))
-        interval = percent_interval(accuracy_interval([values]))  # type: ignore[arg-type]
-        lines.append(f"  {name}: {shares[-1]:.1%} of {len(values)} ({interval})")
-    return [*lines, f"  average of the tasks: {sum(shares) / len(shares):.1%}"]
+        table, metric = np.array([values]), task.task_metrics.get(name)
+        found = score_interval(table, [name] * len(values)) if metric else accuracy_interval(table)
+        interval = METRIC_WORDS[task.info.metric].interval(found)
+        by = f", {metric}" if metric else ""
+        lines.append(f"  {name}{by}: {task.figure(shares[-1])} of {len(values)} ({interval})")
+    return [*lines, f"  average of the tasks: {task.figure(sum(shares) / len(shares))}"]
 
 
 def _doubts(config: ExperimentConfig, info: AdapterInfo) -> list[str]:

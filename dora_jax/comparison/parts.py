@@ -207,7 +207,7 @@ def _message(error: Exception) -> str:
 def _base(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
     score = bench.score(bench.pretrained.params, "evaluation", _scoring(progress))
     result = BaseResult(score.accuracy, score.correct, score.loss, score.other, score.answers)
-    return result, f"base model: {score.accuracy:.1%}"
+    return result, f"base model: {bench.task.figure(score.accuracy)}"
 
 
 def _trial(
@@ -216,7 +216,9 @@ def _trial(
     result, rules = _fit(folder, part, bench, progress)
     score = bench.score(merge_params(result.params, rules), "validation", _scoring(progress))
     trial = SearchTrial(part.arm.name, part.rate, part.steps, False, score.accuracy, score.loss)
-    return trial, (f"{part.label}: validation loss {score.loss:.4f}, accuracy {score.accuracy:.1%}")
+    figure = bench.task.figure(score.accuracy)
+    noun = "score" if bench.task.task_metrics else "accuracy"
+    return trial, f"{part.label}: validation loss {score.loss:.4f}, {noun} {figure}"
 
 
 def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
@@ -257,7 +259,7 @@ def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> 
         answers=score.answers,
     )
     return run, (
-        f"{part.arm.name}, seed {part.seed}: {score.accuracy:.1%}; "
+        f"{part.arm.name}, seed {part.seed}: {bench.task.figure(score.accuracy)}; "
         f"{_pace(rows, bench.task.epochs(config.train, len(rows)))}"
     )
 

@@ -125,6 +125,10 @@ class Task:
             efficiency=self._one_row_batches.efficiency,
         )
 
+    def figure(self, mean: float) -> str:
+        """Return a mean of marks for the terminal: 0.663 is "66.3%", of scores "66.3 points"."""
+        return f"{100 * mean:.1f} points" if self.task_metrics else f"{mean:.1%}"
+
     @property
     def eval_rows(self) -> tuple[EvalRow, ...]:
         """The evaluated rows, in the order of `Score.correct`."""
