@@ -52,9 +52,10 @@ from dora_jax.training.config import (
 from experiments.llava import miniature as llava
 from experiments.vlbart.paper import EVERYTHING, adapter
 from experiments.vlbart.scene_rows import (
+    NLVR_REAL,
     TASKS,
     Subject,
-    nlvr_pictures,
+    nlvr_picture,
     pictures,
     scene_row,
     write_nlvr,
@@ -85,7 +86,7 @@ class Sizes:
         tune_steps: of 32 rows.
         search_steps: of each trial of a learning rate.
         test_rows: of each task, of each family.
-        rank: of the adapters: a sixth of the width, as the paper's.
+        rank: of the adapters, and their alpha; a sixth of the width, as the paper's.
         new_tokens: of an answer or a caption, at most.
         seeds: of the comparison; the two baselines have the first.
     """
@@ -161,11 +162,7 @@ def write_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
             ("train", "train", sizes.tune_rows),
             ("dev", "test", sizes.test_rows),
         ):
-            write_nlvr(nlvr, part, out / part, out / "B" / split / "nlvr-real.jsonl", most)
-
-
-def _rows_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("[AB]/*/*.jsonl"))
+            write_nlvr(nlvr, part, out / part, out / "B" / split / f"{NLVR_REAL}.jsonl", most)
 
 
 def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -173,26 +170,34 @@ def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 
 
 def make_features(sizes: Sizes) -> CachedFeatures:
-    """Return what the tower makes of all that rows name, from the cache or made now."""
+    """Return what the tower makes of all that rows name, from the cache or made now.
+
+    It is read where the captioner read it: the layers behind were never trained.
+
+    Raises:
+        DoraError: when the tower's folder is damaged, or the cache cannot be written.
+    """
     tower = read_llava_folder(sizes.tower.folder / "tower-model")
     config, rows = tower.config, sizes.folder / "rows"
     (layer,) = config.feature_layers
     params = tower.params["vision_tower"]
     maker = TowerFeatures(VisionTower(config.vision), params, tower.processor, layer)
-    files = _rows_files(rows)
+    files = sorted(rows.glob("[AB]/*/*.jsonl"))
     names = dict.fromkeys(name for record in _records(files) for name in record["images"])
 
+    is_clips = sizes.subject == "video"
+
     def make(some: Sequence[str]) -> list[np.ndarray]:
-        if sizes.subject == "video":
+        if is_clips:
             return maker.clips([pictures(name) for name in some], FRAMES)
         # A path is that of a file; scenes are drawn.
         return maker.images(
-            [nlvr_pictures(rows, [name])[0] if "/" in name else pictures(name)[0] for name in some]
+            [nlvr_picture(rows, name) if "/" in name else pictures(name)[0] for name in some]
         )
 
-    kind = maker.identity("grid" if sizes.subject == "images" else "frames", FRAMES)
+    identity = maker.identity("frames", FRAMES) if is_clips else maker.identity("grid")
     told = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    by = MadeBy(kind, {"rows": told, "families": repr((FAMILY_A, FAMILY_B))})
+    by = MadeBy(identity, {"rows": told, "families": repr((FAMILY_A, FAMILY_B))})
     return cached_features(sizes.folder / "features", by, list(names), make)
 
 
@@ -237,7 +242,8 @@ def write_start(sizes: Sizes, out: Path) -> None:
     write_bart_folder(out, config, params, tokenizer)
 
 
-def _experiment(sizes: Sizes, features: Path, name: str, family: str, **more: Any) -> dict:
+def _common(sizes: Sizes, features: Path, name: str, family: str) -> dict[str, Any]:
+    """Return what the base's training and the comparison have alike."""
     rows = sizes.folder / "rows" / family
     data = DataConfig(
         train=rows / "train",
@@ -254,14 +260,13 @@ def _experiment(sizes: Sizes, features: Path, name: str, family: str, **more: An
         "name": f"vlbart-{name}-{sizes.subject}-{sizes.name}",
         "data": data,
         "evaluation": EvaluationConfig(beams=5, new_tokens=sizes.new_tokens),
-        **more,
     }
 
 
 def base(sizes: Sizes, features: Path) -> ExperimentConfig:
     """Return the training of the base: everything, on family A, all tasks at once."""
     return ExperimentConfig(
-        **_experiment(sizes, features, "base", "A"),
+        **_common(sizes, features, "base", "A"),
         model=ModelConfig(name=str(sizes.folder / "start")),
         adapter=AdapterConfig(modules=".*"),
         optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_ratio=0.05, beta2=0.98),
@@ -277,7 +282,7 @@ def comparison(sizes: Sizes, features: Path) -> ExperimentConfig:
     low_rank = adapter("image" if sizes.subject == "images" else "video")
     lora = {"train.method": "lora", "compare.first_seeds": 1}
     return ExperimentConfig(
-        **_experiment(sizes, features, "scenes", "B"),
+        **_common(sizes, features, "scenes", "B"),
         model=ModelConfig(name=str(sizes.folder / "base")),
         adapter=dataclasses.replace(low_rank, rank=sizes.rank, alpha=float(sizes.rank)),
         optim=OptimConfig(clip_norm=5.0),

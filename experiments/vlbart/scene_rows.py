@@ -17,9 +17,8 @@ Nothing is kept but the rows: their pictures are drawn again by their names.
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -40,6 +39,7 @@ TASKS: dict[Subject, tuple[Task, ...]] = {
     "images": ("vqa", "gqa", "nlvr", "caption"),
     "video": ("tvqa", "how2qa", "tvc", "yc2c"),
 }
+# NLVR's own sentences: a task beside those of scenes.
 NLVR_REAL = "nlvr-real"
 _SEVERAL_STEPS = ("compare-", "relation-", "digit-")
 _NAME = re.compile(r"(\w+)-(\w+)-(\w+)-(\d+)(?:-(left|right))?")
@@ -119,13 +119,13 @@ def write_nlvr(folder: Path, split: str, pictures_to: Path, out: Path, most: int
     write_text(out, "".join(_nlvr_line(pictures_to.name, n, row) for n, row in enumerate(told)))
 
 
-def _nlvr_line(folder: str, number: int, told: dict) -> str:
+def _nlvr_line(folder: str, number: int, told: dict[str, Any]) -> str:
     names = tuple(f"{folder}/{image}" for image in told["images"])
     statement = told["question"].removesuffix(f"\n{INSTRUCTION}")
     given = VLRow("nlvr", f"{folder}-{number}", statement, (told["answer"],), visuals=names)
     return json.dumps(record(given) | {"task": NLVR_REAL}) + "\n"
 
 
-def nlvr_pictures(folder: Path, names: Sequence[str]) -> list[Picture]:
-    """Return pictures that `write_nlvr` wrote to folders in this one."""
-    return [np.asarray(open_image(folder / name)) for name in names]
+def nlvr_picture(folder: Path, name: str) -> Picture:
+    """Return a picture that `write_nlvr` wrote to a folder in this one."""
+    return np.asarray(open_image(folder / name))
