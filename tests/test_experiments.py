@@ -20,6 +20,7 @@ PARTS = (
     "paper.py",
     "published.py",
     "smollm2.py",
+    "start.py",
     "tuned.py",
 )
 FILES = [

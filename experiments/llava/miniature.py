@@ -18,12 +18,14 @@ import argparse
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from dora_jax.checkpoint.llava import write_llava_folder
 from dora_jax.checkpoint.llava_parts import join_parts
@@ -196,28 +198,34 @@ def _processor(vision: VisionConfig) -> ImageProcessor:
 
 def _learnt_tokenizer(folder: Path) -> Tokenizer:
     """Return a byte-pair tokenizer of the words that are said about the scenes in a folder."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
+    said = (
+        turn["value"]
+        for path in sorted(folder.glob("*/train.json"))
+        for row in json.loads(path.read_text())
+        for turn in row["conversations"]
+    )
+    return Tokenizer(byte_pairs(said, 600, ("<end>",)), {"eos_token": "<end>"}, folder)
 
+
+def byte_pairs(texts: Iterable[str], size: int, special: Sequence[str]) -> tokenizers.Tokenizer:
+    """Return byte pairs that are learnt from texts.
+
+    Args:
+        texts: to learn from.
+        size: of the vocabulary, 256 bytes and special tokens among it.
+        special: tokens that no text has; the first ones of the vocabulary.
+    """
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=600,
-        special_tokens=["<end>"],
+        vocab_size=size,
+        special_tokens=list(special),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(
-        (
-            turn["value"]
-            for path in sorted(folder.glob("*/train.json"))
-            for row in json.loads(path.read_text())
-            for turn in row["conversations"]
-        ),
-        trainer,
-    )
-    return Tokenizer(backend, {"eos_token": "<end>"}, folder)
+    backend.train_from_iterator(texts, trainer)
+    return backend
 
 
 def _data(sizes: Sizes, stage: str, **fields: Any) -> DataConfig:
@@ -318,13 +326,7 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None
     command = f"python -m experiments.llava.miniature --sizes {sizes.name}"
 
     def step(name: str, make: Callable[[Path], object]) -> None:
-        """Make a folder, in one step: what is there is whole."""
-        if not (folder / name).exists():
-            print(f"{name} ...", flush=True)
-            fresh = folder / f".{name}"
-            shutil.rmtree(fresh, ignore_errors=True)
-            make(fresh)
-            fresh.rename(folder / name)
+        make_once(folder / name, make)
 
     step("tower", lambda out: learn_data(out, sizes.tower_rows, 0))
     step("align", lambda out: learn_data(out, sizes.align_rows, 1))
@@ -333,17 +335,27 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None
     if until == "data":
         return
     step("captioner", lambda out: captioner(sizes, out))
-    step("tower-model", lambda out: _trained(tower(sizes), command, out))
+    step("tower-model", lambda out: write_trained(tower(sizes), command, out))
     if until == "tower":
         return
     step("joined", lambda out: join_parts(folder / "tower-model", sizes.language, out, pad=False))
-    step("aligned", lambda out: _trained(alignment(sizes), command, out))
+    step("aligned", lambda out: write_trained(alignment(sizes), command, out))
     if until == "aligned":
         return
     compare(tuning(sizes), command)
 
 
-def _trained(config: ExperimentConfig, command: str, out: Path) -> None:
+def make_once(folder: Path, make: Callable[[Path], object]) -> None:
+    """Make a folder, in one step: what is there is whole, and not made again."""
+    if not folder.exists():
+        print(f"{folder.name} ...", flush=True)
+        fresh = folder.with_name(f".{folder.name}")
+        shutil.rmtree(fresh, ignore_errors=True)
+        make(fresh)
+        fresh.rename(folder)
+
+
+def write_trained(config: ExperimentConfig, command: str, out: Path) -> None:
     """Train, and write the model with what was trained merged into it."""
     (result,) = train(config, command).runs
     merge_to_hf(config.run_folder() / f"seed-{result.seed}" / result.method, out)

@@ -70,6 +70,8 @@ class TowerFeatures:
     ) -> list[Float[np.ndarray, "t d"]]:
         """Return a vector for each frame: what the tower pools to, or else the mean of the patches.
 
+        Of an earlier layer it is the mean too: pooling is of the last one.
+
         Args:
             clips: the frames of each, in order.
             frames: that are taken of a clip at most, evenly.
@@ -100,7 +102,8 @@ def _digest(params: Any) -> str:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _look(tower: VisionTower, layer: int, params: Any, pixels: Array) -> tuple[Array, Array]:
-    found: Any = tower.apply({"params": params}, pixels, layers=(layer,))
+    is_last = layer in (-1, tower.config.num_hidden_layers)
+    found: Any = tower.apply({"params": params}, pixels, layers=(layer,), pool=is_last)
     grid = found.layers[0][:, int(tower.config.class_token) :].astype(jnp.float32)
     vector = grid.mean(axis=1) if found.pooled is None else found.pooled.astype(jnp.float32)
     return grid, vector

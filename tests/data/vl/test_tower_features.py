@@ -39,6 +39,14 @@ def test_clips_are_a_vector_for_each_frame_taken(params):
     np.testing.assert_allclose(made[2][0], pooled[3], rtol=1e-5, atol=1e-6)
 
 
+def test_of_an_earlier_layer_a_frame_is_the_mean_of_its_patches(params):
+    """What the layers behind it pool to may never have been trained."""
+    maker = TowerFeatures(TOWER, params, PROCESSOR, layer=0)
+    (made,) = maker.clips([PICTURES[:3]], frames=3)
+    grids = np.stack(maker.images(PICTURES[:3]))
+    np.testing.assert_allclose(made, grids.mean(axis=1), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("total", "count", "places"),
     [(8, 4, [1, 3, 5, 7]), (5, 2, [1, 3]), (3, 3, [0, 1, 2]), (2, 9, [0, 1]), (9, 1, [4])],

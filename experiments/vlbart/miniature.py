@@ -1,0 +1,339 @@
+"""VL-BART in miniature, all of it, offline: features of a small tower, a base, a comparison.
+
+    python -m experiments.vlbart.miniature images          CPU settings, under 30 minutes a run
+    python -m experiments.vlbart.miniature video --sizes gpu
+
+1. Rows of four tasks (`scene_rows.py`) about scenes of families A and B, and NLVR's where its
+   folder is given.
+2. The tower of the LLaVA miniature, trained from scratch on family A: taken if it is there.
+3. Its features of all pictures, or of all clips' frames, made once and kept.
+4. A VL-BART of random weights is trained in full on family A, all tasks at once.
+5. `dora-jax compare` of full fine-tuning, LoRA, DoRA, and LoRA with text or images alone, on
+   family B, whose shapes, colours, styles, questions and words differ.
+
+What is finished is not done again; interrupted, the same command goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tokenizers import processors
+
+from dora_jax.checkpoint.bart import write_bart_folder
+from dora_jax.checkpoint.llava import read_llava_folder
+from dora_jax.comparison.compare import compare
+from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Family
+from dora_jax.data.scenes.scene import Split
+from dora_jax.data.tokenizer import Tokenizer
+from dora_jax.data.vl.feature_cache import CachedFeatures, MadeBy, cached_features
+from dora_jax.data.vl.rows_file import write_rows
+from dora_jax.data.vl.tower_features import TowerFeatures
+from dora_jax.errors import DoraError
+from dora_jax.models.vit import VisionTower
+from dora_jax.models.vlbart import VLBart, VLBartConfig
+from dora_jax.training.config import (
+    AdapterConfig,
+    CompareConfig,
+    DataConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+)
+from experiments.llava import miniature as llava
+from experiments.vlbart.paper import EVERYTHING, adapter
+from experiments.vlbart.scene_rows import (
+    NLVR_REAL,
+    TASKS,
+    Subject,
+    nlvr_picture,
+    pictures,
+    scene_row,
+    write_nlvr,
+)
+
+SPECIAL = ("<s>", "<pad>", "</s>")
+STEPS = ("data", "tower", "features", "base", "compared")
+# Of a clip, as many as family B's have.
+FRAMES = FAMILY_B.frames
+MAX_LENGTH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much of everything there is.
+
+    Attributes:
+        name: of the folder.
+        subject: images or clips.
+        tower: the LLaVA miniature's sizes.
+        width: of the VL-BART.
+        layers: of its encoder, and of its decoder.
+        vocabulary: tokens that texts are made of, without the places in an image.
+        image_tokens: that an image becomes, or a clip: one a frame.
+        learn_rows: of each task, of family A.
+        learn_steps: of 64 rows, that the base is trained for.
+        tune_rows: of each task, of family B.
+        tune_steps: of 32 rows.
+        search_steps: of each trial of a learning rate.
+        test_rows: of each task, of each family.
+        rank: of the adapters, and their alpha; a sixth of the width, as the paper's.
+        new_tokens: of an answer or a caption, at most.
+        seeds: of the comparison; the two baselines have the first.
+    """
+
+    name: str
+    subject: Subject
+    tower: llava.Sizes = llava.CPU
+    width: int = 192
+    layers: int = 3
+    vocabulary: int = 400
+    image_tokens: int = 16
+    learn_rows: int = 10_000
+    learn_steps: int = 3000
+    tune_rows: int = 2000
+    tune_steps: int = 800
+    search_steps: int = 80
+    test_rows: int = 80
+    rank: int = 32
+    new_tokens: int = 100
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    @property
+    def folder(self) -> Path:
+        """Where data and models are."""
+        return Path("data") / f"vlbart-scenes-{self.subject}-{self.name}"
+
+
+CPU: dict[Subject, Sizes] = {
+    "images": Sizes("cpu", "images"),
+    "video": Sizes(
+        "cpu",
+        "video",
+        image_tokens=FRAMES,
+        learn_rows=6000,
+        learn_steps=1800,
+        tune_steps=500,
+        search_steps=50,
+    ),
+}
+_GPU: dict[str, Any] = {
+    "tower": llava.GPU,
+    "width": 384,
+    "layers": 6,
+    "vocabulary": 500,
+    "learn_rows": 50_000,
+    "learn_steps": 30_000,
+    "tune_rows": 10_000,
+    "tune_steps": 4000,
+    "search_steps": 400,
+    "test_rows": 500,
+    "rank": 64,
+}
+GPU: dict[Subject, Sizes] = {
+    "images": Sizes("gpu", "images", image_tokens=36, **_GPU),
+    "video": Sizes("gpu", "video", image_tokens=FRAMES, **_GPU),
+}
+
+
+def write_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
+    """Write rows of all tasks: `A/train`, `A/test`, `B/train`, `B/test`, a file each."""
+    parts: tuple[tuple[Family, Split, int], ...] = (
+        (FAMILY_A, "train", sizes.learn_rows),
+        (FAMILY_A, "test", sizes.test_rows),
+        (FAMILY_B, "train", sizes.tune_rows),
+        (FAMILY_B, "test", sizes.test_rows),
+    )
+    for family, split, count in parts:
+        for task in TASKS[sizes.subject]:
+            rows = (scene_row(task, family, split, number) for number in range(count))
+            write_rows(out / family.name / split / f"{task}.jsonl", rows)
+    if nlvr is not None and sizes.subject == "images":
+        for part, split, most in (
+            ("train", "train", sizes.tune_rows),
+            ("dev", "test", sizes.test_rows),
+        ):
+            write_nlvr(nlvr, part, out / part, out / "B" / split / f"{NLVR_REAL}.jsonl", most)
+
+
+def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    return (json.loads(line) for path in files for line in path.read_text().splitlines())
+
+
+def make_features(sizes: Sizes) -> CachedFeatures:
+    """Return what the tower makes of all that rows name, from the cache or made now.
+
+    It is read where the captioner read it: the layers behind were never trained.
+
+    Raises:
+        DoraError: when the tower's folder is damaged, or the cache cannot be written.
+    """
+    tower = read_llava_folder(sizes.tower.folder / "tower-model")
+    config, rows = tower.config, sizes.folder / "rows"
+    (layer,) = config.feature_layers
+    params = tower.params["vision_tower"]
+    maker = TowerFeatures(VisionTower(config.vision), params, tower.processor, layer)
+    files = sorted(rows.glob("[AB]/*/*.jsonl"))
+    names = dict.fromkeys(name for record in _records(files) for name in record["images"])
+
+    is_clips = sizes.subject == "video"
+
+    def make(some: Sequence[str]) -> list[np.ndarray]:
+        if is_clips:
+            return maker.clips([pictures(name) for name in some], FRAMES)
+        # A path is that of a file; scenes are drawn.
+        return maker.images(
+            [nlvr_picture(rows, name) if "/" in name else pictures(name)[0] for name in some]
+        )
+
+    identity = maker.identity("frames", FRAMES) if is_clips else maker.identity("grid")
+    told = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    by = MadeBy(identity, {"rows": told, "families": repr((FAMILY_A, FAMILY_B))})
+    return cached_features(sizes.folder / "features", by, list(names), make)
+
+
+def learnt_tokenizer(sizes: Sizes) -> Tokenizer:
+    """Return byte pairs of what is asked and answered about family A, with BART's frame."""
+    texts = (
+        text
+        for record in _records(sorted((sizes.folder / "rows" / "A" / "train").glob("*")))
+        for text in (record["instruction"], record["output"])
+    )
+    backend = llava.byte_pairs(texts, sizes.vocabulary, SPECIAL)
+    ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=ends
+    )
+    named = dict(zip(("bos_token", "pad_token", "eos_token"), SPECIAL, strict=True))
+    return Tokenizer(backend, named, sizes.folder)
+
+
+def write_start(sizes: Sizes, out: Path) -> None:
+    """Write a VL-BART of random weights, small enough to be trained from nothing."""
+    tokenizer = learnt_tokenizer(sizes)
+    parts = ("encoder", "decoder")
+    config = VLBartConfig(
+        vocab_size=tokenizer.vocab_size + sizes.image_tokens,
+        d_model=sizes.width,
+        **{f"{part}_layers": sizes.layers for part in parts},
+        **{f"{part}_attention_heads": sizes.width // 32 for part in parts},
+        **{f"{part}_ffn_dim": 4 * sizes.width for part in parts},
+        max_position_embeddings=MAX_LENGTH,
+        bos_token_id=tokenizer.bos_id,
+        pad_token_id=tokenizer.pad_id,
+        eos_token_id=(tokenizer.eos_id,),
+        decoder_start_token_id=tokenizer.eos_id,
+        feature_size=sizes.tower.width,
+        max_images=3,  # NLVR's
+        image_tokens=sizes.image_tokens,
+        layout="grid" if sizes.subject == "images" else "frames",
+    )
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    params = jax.jit(VLBart(config).init)(jax.random.key(0), tokens)["params"]
+    write_bart_folder(out, config, params, tokenizer)
+
+
+def _common(sizes: Sizes, features: Path, name: str, family: str) -> dict[str, Any]:
+    """Return what the base's training and the comparison have alike."""
+    rows = sizes.folder / "rows" / family
+    data = DataConfig(
+        train=rows / "train",
+        eval=rows / "test",
+        features=features,
+        train_rows=1_000_000,  # all of them
+        validation_rows=160,
+        eval_rows=1_000_000,
+        prompt="none",
+        max_length=MAX_LENGTH,
+        eval_batch_size=32,
+    )
+    return {
+        "name": f"vlbart-{name}-{sizes.subject}-{sizes.name}",
+        "data": data,
+        "evaluation": EvaluationConfig(beams=5, new_tokens=sizes.new_tokens),
+    }
+
+
+def base(sizes: Sizes, features: Path) -> ExperimentConfig:
+    """Return the training of the base: everything, on family A, all tasks at once."""
+    return ExperimentConfig(
+        **_common(sizes, features, "base", "A"),
+        model=ModelConfig(name=str(sizes.folder / "start")),
+        adapter=AdapterConfig(modules=".*"),
+        optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_ratio=0.05, beta2=0.98),
+        train=TrainConfig(
+            method="full", steps=sizes.learn_steps, batch_size=64, checkpoint_every=200
+        ),
+        out=sizes.folder / "runs" / "base",
+    )
+
+
+def comparison(sizes: Sizes, features: Path) -> ExperimentConfig:
+    """Return the comparison on family B: what the paper tunes, at its share of the width."""
+    low_rank = adapter("image" if sizes.subject == "images" else "video")
+    lora = {"train.method": "lora", "compare.first_seeds": 1}
+    return ExperimentConfig(
+        **_common(sizes, features, "scenes", "B"),
+        model=ModelConfig(name=str(sizes.folder / "base")),
+        adapter=dataclasses.replace(low_rank, rank=sizes.rank, alpha=float(sizes.rank)),
+        optim=OptimConfig(clip_norm=5.0),
+        train=TrainConfig(steps=sizes.tune_steps, batch_size=32, checkpoint_every=100),
+        compare=CompareConfig(learning_rates=(3e-4, 1e-3, 3e-3), search_steps=sizes.search_steps),
+        variants={  # type: ignore[arg-type]
+            "LoRA": {"train.method": "lora"},
+            "DoRA": {"train.method": "dora"},
+            "Full fine-tuning": EVERYTHING | {"compare.learning_rates": (1e-4, 3e-4, 1e-3)},
+            "LoRA, text alone": lora | {"data.images": "leave_out"},
+            "LoRA, images alone": lora | {"data.texts": "leave_out"},
+        },
+        seeds=sizes.seeds,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Do every step that is not done."""
+    parser = argparse.ArgumentParser(prog="python -m experiments.vlbart.miniature")
+    parser.add_argument("subject", choices=get_args(Subject))
+    parser.add_argument("--sizes", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--nlvr", type=Path, help="folder of NLVR's train and dev (docs/llava.md)")
+    parser.add_argument("--until", choices=STEPS, default=STEPS[-1])
+    given = parser.parse_args(argv)
+    try:
+        sizes = {"cpu": CPU, "gpu": GPU}[given.sizes][given.subject]
+        run(sizes, given.nlvr, given.until)
+    except DoraError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+def run(sizes: Sizes, nlvr: Path | None = None, until: str = STEPS[-1]) -> None:
+    """Do every step that is not done, as far as one of them."""
+    folder, last = sizes.folder, STEPS.index(until)
+    command = f"python -m experiments.vlbart.miniature {sizes.subject} --sizes {sizes.name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    llava.make_once(folder / "rows", lambda out: write_data(sizes, out, nlvr))
+    if last >= STEPS.index("tower") and not (sizes.tower.folder / "tower-model").exists():
+        llava.run(sizes.tower, nlvr, until="tower")
+    if last < STEPS.index("features"):
+        return
+    print("features ...", flush=True)
+    features = make_features(sizes).path
+    if until == "features":
+        return
+    llava.make_once(folder / "start", lambda out: write_start(sizes, out))
+    trained = base(sizes, features)
+    llava.make_once(folder / "base", lambda out: llava.write_trained(trained, command, out))
+    if until == "compared":
+        compare(comparison(sizes, features), command)
+
+
+if __name__ == "__main__":
+    main()
