@@ -253,3 +253,33 @@ def test_what_is_scored_is_what_was_written(inputs):
     for text, (scores,) in zip(written, scored, strict=True):
         np.testing.assert_allclose(scores.log_probs, text.log_probs, rtol=1e-4, atol=1e-5)
     assert len({text.log_probs for text in written}) == 3
+
+
+def test_an_image_s_captions_are_rows_of_their_own(config, tmp_path):
+    def caption(image, text):
+        told = {"task": "caption", "instruction": "caption:", "output": text, "metric": "cider"}
+        return told | {"images": [image]}
+
+    given = [caption(f"image-{n}", text) for n in range(6) for text in ("a", "b", "c", "a")]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    data = dataclasses.replace(config.data, train=tmp_path / "train.jsonl", validation_rows=2)
+    for images in ("use", "leave_out"):
+        found = read_examples(dataclasses.replace(data, images=images))
+        train, validation = found.splits["train"], found.splits["validation"]
+        left = found.left_out["train"]
+        assert len(validation) == 2
+        assert len(train) + left["in the validation rows too"] == 3 * 6 - 2
+        assert left["with a prompt seen before"] == 6
+    seen = read_examples(data)
+    apart = {example.images for example in seen.splits["validation"]}
+    assert not apart & {example.images for example in seen.splits["train"]}
+
+
+def test_more_images_than_the_model_tells_apart_are_named(config, tmp_path):
+    row = {"task": "nlvr", "instruction": "nlvr: same", "output": "true", "metric": "exact"}
+    many = [row | {"images": [f"image-{n}", "image-1", "image-2"]} for n in range(3, 8)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in many))
+    data = dataclasses.replace(config.data, train=tmp_path / "train.jsonl")
+    vision = FeatureVision(open_features(data.features), CONFIG)
+    with pytest.raises(DoraError, match=r"train\.jsonl, line \d: has 3 images; the model takes 2"):
+        encode_task(read_examples(data), data, tokenizer(), vision=vision, start=2)

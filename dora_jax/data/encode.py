@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dora_jax.data.examples import Example, Metric, TooLong
 from dora_jax.data.formats import LeftOut
@@ -12,8 +12,11 @@ from dora_jax.data.prompts import PromptTemplate
 from dora_jax.data.row_images import OTHER_NUMBER
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vision import ImageFile, Sight, Vision
+from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 
+# A policy of scored rows of encoder-decoders, see `TooLong`.
+SOURCE_ALONE = "truncate_source"
 REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
 
 
@@ -93,7 +96,7 @@ def encode_all(
     template: PromptTemplate,
     tokenizer: Tokenizer,
     max_length: int,
-    too_long: TooLong = "drop",
+    too_long: TooLong | Literal["truncate_source"] = "drop",
     vision: Sight | None = None,
     start: int | None = None,
 ) -> Encoded:
@@ -120,7 +123,8 @@ def encode_all(
     if vision is None and (seeing := next((e for e in examples if e.images), None)):
         raise DoraError(
             f"{seeing.where or 'a row'}: has images, and this model reads text alone: name one "
-            "that sees (--model.name), or leave the images out (--data.images leave_out)"
+            "that sees (--model.name), for a VL-BART their features (--data.features), or leave "
+            "the images out (--data.images leave_out)"
         )
     if start is not None:
         _require_questions(examples)
@@ -153,8 +157,11 @@ def encode_all(
                     "--data.too-long drop or truncate such rows (it begins "
                     f"{(example.prompt or example.answer)[:60]!r})"
                 )
-            shorter = _CUTS[too_long](row, max_length, len(tokenizer.start_ids))
-            if shorter is None or (shorter.images and len(shorter.prompt) < len(row.prompt)):
+            ends = (len(tokenizer.start_ids), len(tokenizer.final_ids))
+            shorter = _CUTS[too_long](row, max_length, *ends)
+            # Of features no token stands in the prompt, which may be cut.
+            stands = bool(row.images) and isinstance(vision, Vision)
+            if shorter is None or (stands and len(shorter.prompt) < len(row.prompt)):
                 left_out[longer] += 1
                 continue
             row = shorter
@@ -203,6 +210,12 @@ def _encode(
 def _with_images(row: EncodedRow, example: Example, vision: Sight | None) -> EncodedRow:
     """Return a row in which each image is as many tokens as the model sees it by."""
     if not isinstance(vision, Vision):
+        most = vision.config.max_images if isinstance(vision, FeatureVision) else 0
+        if len(example.images) > most:
+            raise DoraError(
+                f"{example.where or 'a row'}: has {len(example.images)} images; the model takes "
+                f"{most}"
+            )
         return replace(row, images=example.images)
     others = (row.answer, *row.options)
     if vision.count(row.prompt) != len(example.images) or any(map(vision.count, others)):
@@ -249,11 +262,11 @@ def _longest_answer(row: EncodedRow) -> int:
     return max(map(len, (row.answer, *row.options, *(t.ids for t in row.targets)))) + 1
 
 
-def _drop(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
+def _drop(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow | None:
     return None
 
 
-def _cut_left(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
+def _cut_left(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow | None:
     """Take tokens from the prompt's beginning, behind the `start` tokens that begin every text."""
     answer = _longest_answer(row)
     spare = len(row.prompt) + (answer if row.start is None else 0) - max_length
@@ -267,17 +280,42 @@ def _cut_left(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None
     )
 
 
-def _cut_right(row: EncodedRow, max_length: int, start: int) -> EncodedRow | None:
-    """Take tokens from the answer's end, and the end token with them."""
+def _cut_right(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow | None:
+    """Take tokens from the answer's end, and the end token with them; from a source's end too."""
+    if row.start is not None:
+        row = _cut_source(row, max_length, start, final)
+        if _length(row) <= max_length:
+            return row
     # As many tokens are fed as of a row that just fits, whose end token is predicted only.
     left = max_length - 1 - (len(row.prompt) if row.start is None else 0)
-    if left < 1 or row.options or len(row.prompt) > max_length:
+    if left < 1 or row.options:
         return None
     # What is left of the others would be taken for whole.
     return replace(row, answer=row.answer[:left], is_cut=True, targets=())
 
 
-_CUTS = {"drop": _drop, "truncate_left": _cut_left, "truncate_right": _cut_right}
+def _cut_source(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow:
+    """Take tokens from the end of what an encoder reads, before the `final` ones that end it."""
+    if len(row.prompt) <= max_length:
+        return row
+    kept, end = row.prompt[: max_length - final], row.prompt[len(row.prompt) - final :]
+    return replace(row, prompt=(*kept, *end))
+
+
+def _cut_source_alone(
+    row: EncodedRow, max_length: int, start: int, final: int
+) -> EncodedRow | None:
+    """Take tokens from a source's end: what is scored must have its whole answer."""
+    shorter = _cut_source(row, max_length, start, final)
+    return shorter if _length(shorter) <= max_length else None
+
+
+_CUTS = {
+    "drop": _drop,
+    "truncate_left": _cut_left,
+    "truncate_right": _cut_right,
+    SOURCE_ALONE: _cut_source_alone,
+}
 
 
 def digest_rows(rows: Sequence[EncodedRow]) -> str:

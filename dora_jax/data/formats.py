@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from dora_jax.data.examples import Example, Turn
-from dora_jax.data.judged import judged_fields
+from dora_jax.data.judged import METRICS, judged_fields
 from dora_jax.data.vision import IMAGE
 from dora_jax.errors import DoraError
 
@@ -71,7 +71,13 @@ def read_row(row: Any, where: str) -> Example:
         DoraError: for a row of no known format, or with a field that is not as it should be.
         LeftOut: when the row is sound and has no answer, or holds more than text.
     """
-    read = _READERS[row_format(row, where)]
+    found = row_format(row, where)
+    if found != "Alpaca" and row.get("metric") in METRICS:
+        raise DoraError(
+            f"{where}: has a 'metric', which is for rows with an instruction and an output, and "
+            f"this is {found}"
+        )
+    read = _READERS[found]
     try:
         json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:

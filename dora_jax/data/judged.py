@@ -8,7 +8,7 @@ from dora_jax.data.examples import Metric
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
 
-_METRICS = get_args(Metric)
+METRICS = get_args(Metric)
 _BESIDE = ("references", "targets")
 
 
@@ -32,10 +32,10 @@ def judged_fields(row: Mapping[str, Any], output: str, where: str) -> dict[str, 
         if lonely:
             raise DoraError(f"{where}: has {lonely[0]!r}, and no 'metric' that would read it")
         return {}
-    if metric not in _METRICS:
+    if metric not in METRICS:
         raise DoraError(
-            f"{where}: 'metric' must be one of {', '.join(_METRICS)}; got {metric!r}"
-            f"{nearest(str(metric), _METRICS)}"
+            f"{where}: 'metric' must be one of {', '.join(METRICS)}; got {metric!r}"
+            f"{nearest(str(metric), METRICS)}"
         )
     references: Any = row.get("references") or []
     if not isinstance(references, list) or not all(isinstance(r, str) for r in references):

@@ -52,7 +52,13 @@ class PairBatches(BucketedBatches):
 
     @property
     def slots(self) -> float:
-        return super().slots + self._batch_size * float(max(self._room))
+        written = np.mean([self._room[bucket] for bucket, _ in self._epoch(0)])
+        return super().slots + self._batch_size * float(written)
+
+    @property
+    def efficiency(self) -> float:
+        used = int(self._tokens.sum() + self._labels.sum())
+        return used * self._batch_size / (self.slots * self.places_an_epoch)
 
     def batch(self, step: int) -> Batch:
         bucket, _ = self._planned(step)

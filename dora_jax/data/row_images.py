@@ -63,15 +63,15 @@ class RowImages:
         names = image_names(row, where)
         if not names:
             return example
+        if self.features is not None:
+            span = _span(row, where)
+            found = tuple(self._features(self.features, name, span, where) for name in names)
+            return dataclasses.replace(example, images=found)
         if self.images == "leave_out":
             # Named yet, since the same question about another image is another one.
             files = tuple(ImageFile(name, str((self.folder or folder) / name)) for name in names)
             blind = _changed(example, [_without(text) for text in _texts(example)])
             return dataclasses.replace(blind, images=files)
-        if self.features is not None:
-            span = _span(row, where)
-            found = tuple(self._features(self.features, name, span, where) for name in names)
-            return dataclasses.replace(example, images=found)
         texts = [_first(text) for text in _texts(example)]
         marks = sum(text.count(IMAGE) for text in texts)
         if not marks:

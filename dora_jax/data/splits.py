@@ -14,6 +14,7 @@ from dora_jax.data.order import shares
 from dora_jax.data.prompts import get_template
 from dora_jax.data.row_images import RowImages
 from dora_jax.data.sources import read_source
+from dora_jax.data.vision import IMAGE
 from dora_jax.data.vl.store import open_features
 from dora_jax.errors import DoraError
 
@@ -67,6 +68,11 @@ def _with_left_out(example: Example, config: "DataConfig") -> Example:
     if config.images == "leave_out":
         example = dataclasses.replace(example, images=())
     if config.texts == "leave_out":
+        if example.turns or example.prompt.startswith(IMAGE):
+            raise DoraError(
+                f"{example.where or 'a row'}: data.texts leave_out keeps a prompt's first word, "
+                "and this row is a conversation or begins with an image: use the texts of such data"
+            )
         named = example.prompt.split(maxsplit=1)[:1]
         example = dataclasses.replace(example, prompt="".join(named))
     return example
@@ -103,7 +109,7 @@ def _files(config: "DataConfig") -> Examples:
         given += [dataclasses.replace(e, source=number) for e in examples] if number else examples
         left_out.update(reasons)
     # One row for each prompt, so that no validation prompt is trained on: the first.
-    own = list({e.asked: e for e in reversed(given) if e.asked not in asked}.values())[::-1]
+    own = list({_once(e): e for e in reversed(given) if e.asked not in asked}.values())[::-1]
     evaluated = sum(example.asked in asked for example in given)
     what = ", ".join(name for name, _ in sources)
     if len(own) < 2:
@@ -113,9 +119,13 @@ def _files(config: "DataConfig") -> Examples:
         )
     validation_rows = min(config.validation_rows, len(own) // 2)
     chosen = _choose(own, validation_rows, config)
+    validation = chosen[:validation_rows]
+    kept_apart = {example.asked for example in validation}
+    train = [e for e in chosen[validation_rows:] if e.asked not in kept_apart]
+    left_out["in the validation rows too"] += len(chosen) - validation_rows - len(train)
     splits: dict[Split, list[Example]] = {
-        "train": chosen[validation_rows:],
-        "validation": chosen[:validation_rows],
+        "train": train,
+        "validation": validation,
         "evaluation": _sample(evaluation, config.eval_rows, config.seed),
     }
     left_out["in the evaluation file too"] += evaluated
@@ -125,6 +135,11 @@ def _files(config: "DataConfig") -> Examples:
     names = " + ".join(Path(name).name for name, _ in sources)
     skipped = {"train": reasons} | ({"evaluation": eval_left_out} if eval_left_out else {})
     return Examples(f"{names}, evaluated on {config.eval.name}", splits, skipped)
+
+
+def _once(example: Example) -> object:
+    """What one row is kept of: a prompt; of scored answers each, as an image has many captions."""
+    return example.asked if example.metric is None else (example.asked, example.answer)
 
 
 def _read(

@@ -106,12 +106,12 @@ def expand(
 class Sight(Protocol):
     """What a row's images become: `Vision`, or `FeatureVision`."""
 
-    def pictures(self, images: Sequence[ImageFile]) -> list[Any]:
+    def pictures(self, images: Sequence[ImageFile]) -> Sequence[Any]:
         """Return images as generation and scoring take them, to be opened when needed."""
         ...
 
 
-def pictures(images: Sequence[ImageFile], vision: Sight | None) -> list[Any]:
+def pictures(images: Sequence[ImageFile], vision: Sight | None) -> Sequence[Any]:
     """Return a row's images, each to be opened when it is needed."""
     if not images:
         return []

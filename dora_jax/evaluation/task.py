@@ -234,7 +234,8 @@ class Task:
         rows = self.rows[split]
         total = sum(map(row_length, rows))
         if not self.chooses(split):
-            total += sum(len(row.prompt) + new_tokens(rows) for row in rows)
+            written = self.evaluation.new_tokens if self.task_metrics else new_tokens(rows)
+            total += sum(len(row.prompt) + written for row in rows)
         elif "generate" in self.protocols(split):
             total += sum(len(row.prompt) + self.evaluation.new_tokens for row in rows)
         return float(total)
@@ -367,7 +368,7 @@ def encode_task(
     skipped: dict[str, dict[str, int]] = {}
     cut: dict[str, dict[str, int]] = {}
     for split, given in examples.splits.items():
-        policy = _policy(config.too_long, split)
+        policy = _policy(config.too_long, split, start)
         encoded = encode_all(given, template, tokenizer, config.max_length, policy, vision, start)
         reasons = dict(examples.left_out.get(split, {}))
         for reason, count in encoded.left_out.items():
@@ -407,6 +408,10 @@ def _check_pairs(config: DataConfig) -> None:
         )
 
 
-def _policy(too_long: TooLong, split: Split) -> TooLong:
+def _policy(
+    too_long: TooLong, split: Split, start: int | None
+) -> TooLong | Literal["truncate_source"]:
     """Return what happens to a split's long rows: an answer that is scored must be whole."""
-    return "drop" if too_long == "truncate_right" and split != "train" else too_long
+    if too_long != "truncate_right" or split == "train":
+        return too_long
+    return "drop" if start is None else "truncate_source"

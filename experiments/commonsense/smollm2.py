@@ -71,7 +71,7 @@ def study(name: str, form: str, **changes: Any) -> ExperimentConfig:
         "evaluation": EvaluationConfig(protocols=protocols),  # type: ignore[arg-type]
         "adapter": AdapterConfig(rank=8, alpha=16.0, modules="paper"),
         "optim": OptimConfig(schedule="linear", warmup_ratio=0.1),
-        # Rows of 256 tokens, with some six questions each in the cloze form, three in the other.
+        # Rows of 256 tokens, with some eleven questions each in the cloze form.
         "train": TrainConfig(steps=50 if is_cloze else 40, batch_size=2, checkpoint_every=25),
         "compare": COMPARE,
         "seeds": (0, 1, 2),

@@ -152,6 +152,7 @@ def comparison(family: Family) -> ExperimentConfig:
             eval_rows=1_000_000,  # all of them
             prompt="none",
             max_length=study.max_length,
+            too_long="truncate_right",
             packing="bucket",
             eval_batch_size=64,
         ),

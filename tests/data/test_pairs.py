@@ -82,9 +82,16 @@ def test_source_and_answer_have_the_whole_length_each():
     assert short.prompt == (1, *tokenizer().encode("x" * 6), 2)
     (cut,) = encoded([Example("x" * 3, "y" * 10)], 8, "truncate_right").rows
     assert (len(cut.answer), cut.is_cut) == (7, True)
-    # Neither end may be cut where the other is too long.
+    # From the left, an answer that is too long stays so.
     assert not encoded([Example("x" * 3, "y" * 10)], 8, "truncate_left").rows
-    assert not encoded([Example("x" * 10, "y" * 3)], 8, "truncate_right").rows
+    (source,) = encoded([Example("x" * 10, "y" * 3)], 8, "truncate_right").rows
+    assert source.prompt == (1, *tokenizer().encode("x" * 6), 2)
+    assert not source.is_cut
+    (both,) = encoded([Example("x" * 10, "y" * 10)], 8, "truncate_right").rows
+    assert (len(both.prompt), len(both.answer), both.is_cut) == (8, 7, True)
+    # What is scored has its whole answer.
+    scored = encoded([Example("x" * 10, "y" * n) for n in (3, 10)], 8, "truncate_source").rows
+    assert [row.text for row in scored] == ["yyy"]
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,12 @@ class FeatureVision:
     config: VLBartConfig
     seconds: float | None = None
 
-    def pictures(self, images: Sequence[ImageFile]) -> list[Seen]:
-        """Return a row's images, or the frames of its clip, as `generate` takes them.
+    def pictures(self, images: Sequence[ImageFile]) -> Sequence[Seen]:
+        """Return a row's images, each to be opened when it is looked at."""
+        return _Opened(self, tuple(images))
+
+    def open(self, image: ImageFile) -> Seen:
+        """Return an image, or the frames of a clip, as `generate` takes it.
 
         Of a clip with more frames than the model has tokens (`image_tokens`) as many are taken
         evenly: what the model sees does not depend on how long the other clips of a batch are.
@@ -39,14 +43,11 @@ class FeatureVision:
         Raises:
             DoraError: naming the image, for what is missing or does not fit the model.
         """
-        found = []
-        for image in images:
-            seen = self.features.get(image.name)
-            if self.config.layout == "frames":
-                seen = _of_places(seen, self._frames(image, len(seen.features)))
-            check_features([seen], self.config, f"{self.features.path}, {image.name!r}")
-            found.append(seen)
-        return found
+        seen = self.features.get(image.name)
+        if self.config.layout == "frames":
+            seen = _of_places(seen, self._frames(image, len(seen.features)))
+        check_features([seen], self.config, f"{self.features.path}, {image.name!r}")
+        return seen
 
     def stack(self, rows: Sequence[Sequence[Any]], images: int) -> Visual:
         """Return the images of a batch's rows with places for so many, see `stack_features`."""
@@ -62,6 +63,19 @@ class FeatureVision:
             first = min(int(start // self.seconds), total - 1)
             places = places[first : max(first + 1, math.ceil(end / self.seconds))]
         return places[even_places(len(places), self.config.image_tokens)]
+
+
+class _Opened(Sequence[Seen]):
+    """A row's images, read each time they are looked at: of many rows few are in memory."""
+
+    def __init__(self, vision: FeatureVision, images: tuple[ImageFile, ...]):
+        self._vision, self._images = vision, images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._vision.open(self._images[place])
 
 
 def _of_places(seen: Seen, places: Int[np.ndarray, "n"]) -> Seen:
