@@ -17,6 +17,7 @@ PARTS = (
     "build_data.py",
     "build_eval.py",
     "miniature.py",
+    "scene_rows.py",
     "paper.py",
     "published.py",
     "smollm2.py",
