@@ -13,6 +13,17 @@ settings.register_profile("stable", derandomize=True, deadline=None, max_example
 settings.load_profile("stable")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Let LLVM compile in haste, a third of all time: most tests run a tiny program once.
+
+    XLA's own passes, which tests of programs look at, are the same. The real model's programs run
+    long, so they are compiled as for a user; so are those of the processes that tests start.
+    """
+    thorough = item.get_closest_marker("model") is not None
+    jax.config.update("jax_disable_most_optimizations", not thorough)
+
+
 @pytest.fixture
 def x64():
     """Run the test with float64 on."""
