@@ -1,4 +1,5 @@
 import contextlib
+import os
 
 import jax
 import pytest
@@ -18,10 +19,12 @@ def pytest_runtest_setup(item):
     """Let LLVM compile in haste, a third of all time: most tests run a tiny program once.
 
     XLA's own passes, which tests of programs look at, are the same. The real model's programs run
-    long, so they are compiled as for a user; so are those of the processes that tests start.
+    long, so they are compiled as for a user. Processes that a test starts compile as it does: their
+    numbers are compared bit for bit.
     """
-    thorough = item.get_closest_marker("model") is not None
-    jax.config.update("jax_disable_most_optimizations", not thorough)
+    in_haste = item.get_closest_marker("model") is None
+    jax.config.update("jax_disable_most_optimizations", in_haste)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(in_haste))
 
 
 @pytest.fixture
