@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dora_jax.answer import Answerer
+from dora_jax.checkpoint.pretrained import Pretrained
 from dora_jax.data.prompts import get_template
 from dora_jax.generation import Completion
 from dora_jax.models.llama import Llama
@@ -43,4 +44,5 @@ def scripted(template="chat", context=CONFIG.max_position_embeddings, name="base
     config = dataclasses.replace(CONFIG, max_position_embeddings=context)
     shape = get_template(template)
     params = {"kernel": json.dumps(name).encode()}
-    return Scripted(Llama(config), params, tokenizer(), shape, "base", name, **fields)
+    base = Pretrained(config, params, tokenizer(), "made up", "base")
+    return Scripted(Llama(config), params, base.tokenizer, shape, base, name, **fields)
