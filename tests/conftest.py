@@ -27,6 +27,13 @@ def pytest_runtest_setup(item):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(in_haste))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_dropped():
+    """Free a file's compiled programs at its end: a process would come to hold gigabytes of them."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Run the test with float64 on."""
