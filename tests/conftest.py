@@ -29,7 +29,7 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs_are_dropped():
-    """Free a file's compiled programs at its end: a process would come to hold gigabytes of them."""
+    """Free a file's compiled programs at its end: a process comes to hold gigabytes of them."""
     yield
     jax.clear_caches()
 

@@ -132,6 +132,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return _or_missing(value, lambda v: _signed(v, digits))
 
 
+def tally(value: float | None) -> str:
+    """A mean of counts: 3.0 -> "3", 2.6667 -> "2.67", 1234.5 -> "1,234"."""
+    return _or_missing(value, lambda v: f"{v:.3g}" if v < 1000 else f"{v:,.0f}")
+
+
 def learning_rate(value: float | None) -> str:
     """0.0005 -> "0.0005", 0.00002 -> "2e-05"."""
     return _or_missing(value, lambda v: f"{v:g}")

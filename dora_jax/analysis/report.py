@@ -16,7 +16,7 @@ from dora_jax.analysis.plots import Plot
 from dora_jax.analysis.published import beside_published
 from dora_jax.analysis.results import BaseResult, ComparisonResults, RunResult, Sample
 from dora_jax.analysis.spread import spreads
-from dora_jax.analysis.summary import MethodSummary, Summary, summarize
+from dora_jax.analysis.summary import Summary, summarize
 from dora_jax.analysis.svg import save_plot
 
 PLOTS = "plots"
@@ -92,7 +92,6 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
             (protocol, summarize(results.by_protocol(protocol)))
             for protocol in results.protocols[1:]
         ],
-        unanswered=_unanswered,
         published=beside_published(summary),
         settings=list(_flattened(results.settings)),
         environment=list(_flattened(results.environment)),
@@ -134,13 +133,6 @@ def _samples(summary: Summary) -> list[tuple[Sample, list[tuple[str, str, str]]]
         )
         for n, sample in enumerate(results.samples)
     ]
-
-
-def _unanswered(results: ComparisonResults, protocol: str, method: MethodSummary | None) -> str:
-    """Return how many answers a protocol could not read: of an arm's runs, or of the base model."""
-    parts = [results.base] if method is None else method.runs
-    counts = [part.other[protocol].unanswered for part in parts]
-    return f"{sum(counts) / len(counts):.3g}"
 
 
 def _drawn(plot: Plot) -> Markup:

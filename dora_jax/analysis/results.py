@@ -133,7 +133,8 @@ class BaseResult:
     mean over tasks of the mean of the task's rows.
 
     `other` holds the scores by other protocols than the main one, by name; `answers` what it said
-    to the rows of `ComparisonResults.samples`.
+    to the rows of `ComparisonResults.samples`; `unanswered` counts the rows whose text holds no
+    answer at all, which are wrong (None where it was not counted).
     """
 
     accuracy: float
@@ -141,6 +142,7 @@ class BaseResult:
     loss: float | None = None
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
+    unanswered: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "correct", checked_marks(self.correct, self.accuracy))
@@ -263,8 +265,7 @@ class RunResult:
     Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
     compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
     `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known;
-    `accuracy` and `correct` are as `BaseResult` says; `answers` is what it said to the rows of
-    `ComparisonResults.samples`.
+    `accuracy`, `correct`, `answers` and `unanswered` are as `BaseResult` says.
     """
 
     method: str
@@ -285,6 +286,7 @@ class RunResult:
     history: tuple[HistoryPoint, ...] = ()
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
+    unanswered: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "correct", checked_marks(self.correct, self.accuracy))
@@ -423,7 +425,12 @@ class ComparisonResults:
         def other(result: Any) -> Any:
             found = result.other[protocol]
             return dataclasses.replace(
-                result, accuracy=found.accuracy, correct=found.correct, loss=None, other={}
+                result,
+                accuracy=found.accuracy,
+                correct=found.correct,
+                unanswered=found.unanswered,
+                loss=None,
+                other={},
             )
 
         return dataclasses.replace(

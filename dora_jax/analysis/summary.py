@@ -65,6 +65,12 @@ class MethodSummary:
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.seed for run in self.runs)
 
+    @property
+    def unanswered(self) -> float | None:
+        """Rows a run whose text held no answer; None where they were not counted."""
+        counts = [run.unanswered for run in self.runs if run.unanswered is not None]
+        return statistics.fmean(counts) if counts else None
+
 
 @dataclass(frozen=True)
 class PairSummary:

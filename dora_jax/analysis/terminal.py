@@ -58,6 +58,11 @@ def _table(summary: Summary, plain: Callable[..., Text]) -> Table:
             lambda m: words.bounds(m.interval),
         ),
         ("Over base", None, lambda m: say.points(m.over_base.difference)),
+        *(
+            [("Unanswered", say.tally(results.base.unanswered), lambda m: say.tally(m.unanswered))]
+            if results.protocol == "generate"
+            else []
+        ),
         ("Loss", say.number(results.base.loss), lambda m: say.number(m.loss)),
         ("Parameters", None, lambda m: say.count(m.trainable_parameters)),
         ("  magnitudes", None, lambda m: say.count(m.magnitude_parameters)),

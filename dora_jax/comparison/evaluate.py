@@ -52,15 +52,17 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         config.evaluation,
         sight_of(pretrained, config.data),
         pretrained.start_token,
+        pretrained.config.text.context_length,
     )
     plain = build_model(pretrained.config, dtype=jnp.dtype(config.model.dtype))
     with WorkProgress(task.tokens("evaluation")) as progress:
         progress.part("evaluation")
         score = task.score(plain, params, "evaluation", progress.advance)
-    others = task.protocols("evaluation")[1:]
+    main, *others = task.protocols("evaluation")
     lines = [
         f"{task.info.metric} {task.figure(score.accuracy)} of {len(score.correct)} rows, "
         f"loss {score.loss:.4f}"
+        + (f", {score.unanswered} unanswered" if main == "generate" else "")
     ]
     lines += _by_task(task, score.correct)
     for protocol in others:

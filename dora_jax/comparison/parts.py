@@ -206,7 +206,9 @@ def _message(error: Exception) -> str:
 
 def _base(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
     score = bench.score(bench.pretrained.params, "evaluation", _scoring(progress))
-    result = BaseResult(score.accuracy, score.correct, score.loss, score.other, score.answers)
+    result = BaseResult(
+        score.accuracy, score.correct, score.loss, score.other, score.answers, score.unanswered
+    )
     return result, f"base model: {bench.task.figure(score.accuracy)}"
 
 
@@ -257,6 +259,7 @@ def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> 
         history=result.history,
         other=score.other,
         answers=score.answers,
+        unanswered=score.unanswered,
     )
     return run, (
         f"{part.arm.name}, seed {part.seed}: {bench.task.figure(score.accuracy)}; "

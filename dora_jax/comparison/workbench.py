@@ -106,6 +106,7 @@ class Workbenches:
                 config.evaluation,
                 sight_of(pretrained, config.data),
                 pretrained.start_token,
+                pretrained.config.text.context_length,
             )
         return Workbench(config, pretrained, weights, self._tasks[key])
 
@@ -151,11 +152,13 @@ def check_length(config: ExperimentConfig, pretrained: Pretrained) -> None:
         DoraError: when they may.
     """
     context = pretrained.config.text.context_length
-    if config.data.max_length > context:
-        raise DoraError(
-            f"data.max_length ({config.data.max_length}) is more than the model's context of "
-            f"{context} tokens: lower --data.max-length"
-        )
+    given = {"data": config.data.max_length, "evaluation": config.evaluation.max_length or 0}
+    for section, length in given.items():
+        if length > context:
+            raise DoraError(
+                f"{section}.max_length ({length}) is more than the model's context of {context} "
+                f"tokens: lower --{section}.max-length"
+            )
 
 
 def check_modules(arm: ArmPlan, pretrained: Pretrained) -> None:

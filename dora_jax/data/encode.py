@@ -15,8 +15,11 @@ from dora_jax.data.vision import ImageFile, Sight, Vision
 from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 
-# A policy of scored rows of encoder-decoders, see `TooLong`.
+# Policies beside those of `TooLong`: of scored rows of encoder-decoders, and of rows whose prompt
+# is learned as well as their answer.
 SOURCE_ALONE = "truncate_source"
+WHOLE_TEXT = "truncate_text"
+Policy = TooLong | Literal["truncate_source", "truncate_text"]
 REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
 
 
@@ -96,9 +99,10 @@ def encode_all(
     template: PromptTemplate,
     tokenizer: Tokenizer,
     max_length: int,
-    too_long: TooLong | Literal["truncate_source"] = "drop",
+    too_long: Policy = "drop",
     vision: Sight | None = None,
     start: int | None = None,
+    bound: str = "data.max_length",
 ) -> Encoded:
     """Encode examples.
 
@@ -108,11 +112,13 @@ def encode_all(
         tokenizer: the model's.
         max_length: tokens of a row at most: its prompt, its longest answer and the end token.
         too_long: what happens to longer rows: `drop`; `truncate_left`, which takes tokens from the
-            prompt's beginning; `truncate_right`, from the answer's end; `error`. Dropped are also
-            rows that a cut would leave without their answer, without one of their options, or,
-            where they have images, without a part of their prompt.
+            prompt's beginning; `truncate_right`, from the answer's end; `truncate_text`, from the
+            end of both; `error`. Dropped are also rows that a cut would leave without their answer
+            (but for `truncate_text`), without one of their options, or, where they have images,
+            without a part of their prompt.
         vision: the model's, where it sees.
         start: see `EncodedRow`; prompt and answer then have `max_length` tokens each.
+        bound: what `max_length` is, for people.
 
     Raises:
         DoraError: for a row that is too long, under `error`; rows with images for a model that
@@ -131,7 +137,7 @@ def encode_all(
     rows: list[EncodedRow] = []
     left_out: Counter[str] = Counter()
     cut: Counter[str] = Counter()
-    longer = f"longer than data.max_length ({max_length} tokens)"
+    longer = f"longer than {bound} ({max_length} tokens)"
     # Options repeat from row to row.
     ids_of: dict[str, tuple[int, ...]] = {}
     for number, example in enumerate(examples, 1):
@@ -151,10 +157,11 @@ def encode_all(
         length = _length(row)
         if length > max_length:
             if too_long == "error":
+                way = f"raise --{bound.replace('_', '-')}" if "." in bound else "shorten it"
                 raise DoraError(
                     f"{example.where or f'row {number}'}: is {length} tokens long, more than "
-                    f"data.max_length ({max_length}): raise --data.max-length, or let "
-                    "--data.too-long drop or truncate such rows (it begins "
+                    f"{bound} ({max_length}): {way}, or let --data.too-long drop or truncate "
+                    "such rows (it begins "
                     f"{(example.prompt or example.answer)[:60]!r})"
                 )
             ends = (len(tokenizer.start_ids), len(tokenizer.final_ids))
@@ -294,6 +301,26 @@ def _cut_right(row: EncodedRow, max_length: int, start: int, final: int) -> Enco
     return replace(row, answer=row.answer[:left], is_cut=True, targets=())
 
 
+def _cut_text(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow | None:
+    """Take tokens from the text's end, answer and prompt alike: all that is left is learned."""
+    whole = (*row.prompt, *row.answer)
+    kept = whole[: max_length - 1]
+    if len(kept) < 2:
+        return None
+    end = len(row.prompt)
+    return replace(
+        row,
+        prompt=kept[:end],
+        answer=kept[end:],
+        options=(),
+        option_texts=(),
+        correct=0,
+        earlier=tuple((a, min(b, len(kept))) for a, b in row.earlier if a < len(kept)),
+        is_cut=len(kept) < len(whole),
+        targets=(),
+    )
+
+
 def _cut_source(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow:
     """Take tokens from the end of what an encoder reads, before the `final` ones that end it."""
     if len(row.prompt) <= max_length:
@@ -315,6 +342,7 @@ _CUTS = {
     "truncate_left": _cut_left,
     "truncate_right": _cut_right,
     SOURCE_ALONE: _cut_source_alone,
+    WHOLE_TEXT: _cut_text,
 }
 
 

@@ -13,8 +13,16 @@ import numpy as np
 from dora_jax.analysis.marks import task_means
 from dora_jax.analysis.results import DataInfo, EvalRow, ProtocolResult, Sample
 from dora_jax.data.batches import Share, StepBatches
-from dora_jax.data.encode import EncodedRow, digest_rows, encode_all
-from dora_jax.data.examples import Metric, Split, TooLong
+from dora_jax.data.encode import (
+    SOURCE_ALONE,
+    WHOLE_TEXT,
+    Encoded,
+    EncodedRow,
+    Policy,
+    digest_rows,
+    encode_all,
+)
+from dora_jax.data.examples import Metric, Split
 from dora_jax.data.prompts import get_template
 from dora_jax.data.read_ahead import ReadAhead
 from dora_jax.data.splits import Examples
@@ -42,6 +50,8 @@ class Score:
             rows' mean score.
         correct: 0 or 1 for each row, in the split's order, or its score by its metric.
         loss: mean negative log-likelihood of the right answers' tokens, end token included, nats.
+        unanswered: rows whose text holds no answer at all, by the main protocol; they count as
+            wrong.
         other: the scores by the other protocols, by name.
         answers: what it said, by the main protocol, to the rows that a report shows.
     """
@@ -49,6 +59,7 @@ class Score:
     accuracy: float
     correct: tuple[float, ...]
     loss: float
+    unanswered: int
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
 
@@ -301,7 +312,8 @@ class Task:
         other = {name: found[name] for name in others}
         shown = self.evaluation.samples if split == "evaluation" else 0
         answers = tuple(said[main][place].strip() for place in sample_places(len(rows), shown))
-        return Score(found[main].accuracy, found[main].correct, loss, other, answers)
+        best = found[main]
+        return Score(best.accuracy, best.correct, loss, best.unanswered, other, answers)
 
     @property
     def samples(self) -> tuple[Sample, ...]:
@@ -347,6 +359,7 @@ def encode_task(
     evaluation: EvaluationConfig = EvaluationConfig(),  # noqa: B008 - immutable
     vision: Sight | None = None,
     start: int | None = None,
+    context: int | None = None,
 ) -> Task:
     """Encode examples for a model.
 
@@ -357,9 +370,11 @@ def encode_task(
         evaluation: how they are scored.
         vision: the model's, where it sees.
         start: of an encoder-decoder the token that its texts begin behind, else None.
+        context: the model's, in tokens: what bounds the rows that are evaluated, unless
+            `evaluation.max_length` does; None takes `data.max_length` for them too.
 
     Raises:
-        DoraError: when no row of a split fits into `data.max_length` tokens.
+        DoraError: when no row of a split is short enough.
     """
     template = get_template(config.prompt)
     if start is not None:
@@ -368,8 +383,20 @@ def encode_task(
     skipped: dict[str, dict[str, int]] = {}
     cut: dict[str, dict[str, int]] = {}
     for split, given in examples.splits.items():
-        policy = _policy(config.too_long, split, start)
-        encoded = encode_all(given, template, tokenizer, config.max_length, policy, vision, start)
+        encode = functools.partial(
+            encode_all,
+            given,
+            template,
+            tokenizer,
+            too_long=_policy(config, split, start),
+            vision=vision,
+            start=start,
+        )
+        # The length of the texts of an encoder-decoder belongs to how it is asked.
+        if split == "evaluation" and start is None and context is not None:
+            encoded = _encode_evaluated(encode, evaluation, context)
+        else:
+            encoded = encode(max_length=config.max_length)
         reasons = dict(examples.left_out.get(split, {}))
         for reason, count in encoded.left_out.items():
             reasons[reason] = reasons.get(reason, 0) + count
@@ -408,10 +435,35 @@ def _check_pairs(config: DataConfig) -> None:
         )
 
 
-def _policy(
-    too_long: TooLong, split: Split, start: int | None
-) -> TooLong | Literal["truncate_source"]:
+def _policy(config: DataConfig, split: Split, start: int | None) -> Policy:
     """Return what happens to a split's long rows: an answer that is scored must be whole."""
-    if too_long != "truncate_right" or split == "train":
-        return too_long
-    return "drop" if start is None else "truncate_source"
+    if config.too_long != "truncate_right":
+        return config.too_long
+    if split != "train":
+        return "drop" if start is None else SOURCE_ALONE
+    return WHOLE_TEXT if config.train_on == "all" else config.too_long
+
+
+def _encode_evaluated(
+    encode: Callable[..., Encoded], evaluation: EvaluationConfig, context: int
+) -> Encoded:
+    """Return the rows to evaluate, of all that the model can read: training's bound is its own."""
+    given = evaluation.max_length
+    found = encode(
+        max_length=given or context,
+        bound="evaluation.max_length" if given else "the model's context",
+    )
+    rows = found.rows
+    if not rows:
+        return found
+    written = 0
+    if any(row.metric for row in rows) or "generate" in evaluation.protocols:
+        written = evaluation.new_tokens
+    if not all(row.options for row in rows):
+        written = max(written, new_tokens(rows))
+    if all(len(row.prompt) + written <= context for row in rows):
+        return found
+    return encode(
+        max_length=context - written,
+        bound=f"the model's context less the {written} tokens that may be written",
+    )

@@ -109,10 +109,11 @@ class DataConfig:
     train_on: TrainOn = "answers"
     """What carries a label: answers (all of a conversation's) or all."""
     max_length: int = 256
-    """Longest row in tokens, and the length of packed rows."""
+    """Longest row to train on in tokens, and the length of packed rows."""
     too_long: TooLong = "drop"
     """What happens to longer rows, which are counted and reported in any case: drop, truncate_left
-    (the prompt's beginning goes), truncate_right (the answer's end goes) or error."""
+    (the prompt's beginning goes), truncate_right (the answer's end goes; with train_on all the
+    text's, prompt included) or error."""
     packing: Packing = "none"
     """How rows become batches: none pads all to the longest; pack puts several into a row of
     max_length, none of which sees another; bucket pads rows of like length to a few lengths."""
@@ -205,6 +206,9 @@ class EvaluationConfig:
     """Beams of generate."""
     new_tokens: int = 32
     """Tokens that generate writes, at most."""
+    max_length: int | None = None
+    """Longest evaluated row in tokens, answer and all; none is what the model's context holds.
+    (Of encoder-decoders data.max_length bounds evaluated texts too.)"""
     samples: int = 0
     """Rows that the report shows, with their images and what each method said."""
 
@@ -217,6 +221,8 @@ class EvaluationConfig:
         require(len(set(given)) == len(given), name, given, "without repeats")
         for name, least in (("beams", 1), ("new_tokens", 1), ("samples", 0)):
             require_count(f"evaluation.{name}", getattr(self, name), least)
+        if self.max_length is not None:
+            require_count("evaluation.max_length", self.max_length, 1)
 
 
 @dataclass(frozen=True)

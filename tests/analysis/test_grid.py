@@ -21,6 +21,7 @@ from dora_jax.analysis.results import (
 from dora_jax.analysis.spread import spreads
 from dora_jax.analysis.summary import summarize
 from tests.analysis import sample
+from tests.analysis.test_terminal import printed
 
 RANK = "adapter.rank"
 ARMS = (
@@ -226,6 +227,20 @@ def test_other_protocols_are_reported_beside_the_main_one():
     assert "By other ways of scoring" in page
     assert ">30<" in page
     assert "DoRA - LoRA: +7.5 points" in page
+
+
+def test_unanswered_rows_of_the_main_protocol_are_told():
+    results = sample.results(protocol="generate")
+    base = dataclasses.replace(results.base, unanswered=1234)
+    runs = tuple(dataclasses.replace(run, unanswered=17) for run in results.runs)
+    results = dataclasses.replace(results, base=base, runs=runs)
+    assert ComparisonResults.from_dict(results.to_dict()) == results
+    page, terminal = sample.plain(render_report(results)), printed(results)
+    assert ">1,234<" in page
+    assert ">17<" in page
+    assert re.search(r"Unanswered +1,234 +17 +17", terminal)
+    chosen = dataclasses.replace(results, protocol="likelihood")
+    assert "Unanswered" not in sample.plain(render_report(chosen)) + printed(chosen)
 
 
 def test_a_grid_of_scores_is_drawn_in_points():

@@ -6,6 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from dora_jax.data.encode import encode_all
+from dora_jax.data.formats import read_row
+from dora_jax.data.prompts import get_template
 from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import new_tokens
@@ -186,7 +189,9 @@ def test_rows_are_scored_by_every_protocol_that_is_asked_for(data, tmp_path):
     # Of the validation rows nothing but the likelihoods is asked.
     assert task.score(model, params, "validation").other == {}
     first = dataclasses.replace(task, evaluation=dataclasses.replace(both, protocols=("generate",)))
-    assert first.score(model, params, "evaluation").correct == found.correct
+    swapped = first.score(model, params, "evaluation")
+    assert swapped.correct == found.correct
+    assert swapped.unanswered == found.unanswered > score.unanswered == 0
 
 
 def chat(n):
@@ -261,6 +266,57 @@ def test_the_ways_of_packing_are_described_and_counted(data, packing):
     if packing == "pack":
         assert shape[1] == 128
         assert task.info.efficiency > 0.7
+
+
+LONG = {"instruction": "question " * 30, "output": "hello", "options": ["hello", "wor"]}
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "context", "reason"),
+    [
+        (EvaluationConfig(), 400, None),
+        (EvaluationConfig(max_length=80), 400, "longer than evaluation.max_length (80 tokens)"),
+        (EvaluationConfig(), 80, "longer than the model's context (80 tokens)"),
+    ],
+)
+def test_training_s_bound_is_none_of_what_is_evaluated(data, tmp_path, evaluation, context, reason):
+    config = data([row(n, options=None) for n in range(10)], max_length=60, too_long="drop")
+    asked = write(tmp_path / "asked.jsonl", [LONG, row(70, options=["answer 70", "no"])])
+    config = dataclasses.replace(config, eval=asked)
+    task = encode_task(read_examples(config), config, tokenizer(), evaluation, context=context)
+    assert len(task.rows["evaluation"]) == (2 if reason is None else 1)
+    assert task.skipped.get("evaluation", {}) == ({} if reason is None else {reason: 1})
+
+
+@pytest.mark.parametrize("protocol", ["likelihood", "generate"])
+def test_there_is_room_for_what_is_written(data, tmp_path, protocol):
+    config = dataclasses.replace(
+        data([row(n, options=None) for n in range(10)], too_long="truncate_left"),
+        eval=write(tmp_path / "asked.jsonl", [LONG]),
+    )
+    evaluation = EvaluationConfig(protocols=(protocol,), new_tokens=32)
+    task = encode_task(read_examples(config), config, tokenizer(), evaluation, context=100)
+    (found,) = task.rows["evaluation"]
+    room = 100 - 32 if protocol == "generate" else 100
+    assert len(found.prompt) == room - len(found.answer) - 1
+    (reason,) = task.cut["evaluation"]
+    assert ("less the 32 tokens" in reason) == (protocol == "generate")
+
+
+def test_the_beginning_of_a_long_row_is_learned_where_prompts_are(data):
+    """The paper's data: rows that list options, prompt and answer learned, cut at 256 tokens."""
+    config = data([LONG, *map(row, range(10))], max_length=60, too_long="truncate_right")
+    for train_on in ("answers", "all"):
+        task = load_task(dataclasses.replace(config, train_on=train_on), tokenizer())
+        cut = [r for r in task.rows["train"] if r.is_cut]
+        assert len(cut) == (train_on == "all")
+    batch = task.batches(TrainConfig(steps=1, batch_size=len(task.rows["train"])), 0).batch(0)
+    example = read_row(LONG, "here")
+    whole = encode_all([example], get_template("plain"), tokenizer(), 10_000).rows[0]
+    begins = np.array(whole.prompt[:59])
+    (place,) = np.flatnonzero((batch.tokens[:, :59] == begins).all(axis=1))
+    learned = batch.label_targets[place][batch.label_weights[place] > 0]
+    np.testing.assert_array_equal(learned, begins[1:])  # and no end
 
 
 def test_long_rows_are_cut_only_where_their_answers_are_not_scored(data):
