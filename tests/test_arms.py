@@ -158,6 +158,12 @@ def test_an_axis_is_read_from_one_word_and_written_as_one(text, fields, values):
     assert ExperimentConfig(compare=searched, grid=(text,)).grid == (axis,)
 
 
+def test_yes_and_no_are_read_as_python_and_json_write_them():
+    for text in ("adapter.detach_norm=True,False", "adapter.detach_norm=true,false"):
+        dora = [arm for arm in make_arms(experiment(grid=(text,))) if arm.method == "dora"]
+        assert [arm.config.adapter.detach_norm for arm in dora] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
@@ -187,6 +193,15 @@ def test_a_grid_that_cannot_be_is_refused(grid, message):
     [
         ({"grid": ("adapter.rank=4,0",)}, r"grid: adapter\.rank must be a whole number"),
         ({"grid": ("train.steps=4,many",)}, r"grid: train\.steps must be a whole number"),
+        ({"grid": ("adapter.detach_norm=yes",)}, r"detach_norm must be true or false; got 'yes'"),
+        ({"grid": ("adapter.rank=true",)}, r"adapter\.rank must be a whole number; got True"),
+        ({"grid": ("optim.warmup_ratio=a",)}, r"grid: optim\.warmup_ratio must be a number"),
+        ({"grid": ("optim.rate_ratios=lora_b",)}, r"optim\.rate_ratios must be a list; got 'lora"),
+        ({"grid": ("adapter.modules=3",)}, r"adapter\.modules must be a text; got 3"),
+        (
+            {"variants": {"A": {"data.image_folder": 3}}},
+            r"variant 'A': data\.image_folder must be a path or null; got 3",
+        ),
         (
             {"variants": {"A b": {"adapter.rank": 2}, "a-b": {"adapter.rank": 3}}},
             "two arms would be called 'a-b'",

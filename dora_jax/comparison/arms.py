@@ -10,11 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from dora_jax.analysis.grid_words import point_text, value_text
 from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.errors import DoraError
+from dora_jax.training.checks import require_kind
 from dora_jax.training.config import AdapterConfig, ExperimentConfig, GridAxis, RunMethod
 
 _LOW_RANK = ("rank", "alpha", "scaling", "dropout", "dropout_style", "init")
@@ -159,8 +160,10 @@ def _file_name(text: str) -> str:
 def _replaced(config: ExperimentConfig, path: str, value: Any, where: str) -> ExperimentConfig:
     """Return a config with one dotted field replaced."""
     section, name = path.split(".")
+    given = getattr(config, section)
     try:
-        inner = dataclasses.replace(getattr(config, section), **{name: value})
+        require_kind(path, value, get_type_hints(type(given))[name])
+        inner = dataclasses.replace(given, **{name: value})
         return dataclasses.replace(config, **{section: inner})
     except (TypeError, ValueError) as error:
         raise DoraError(f"{where}: {path} {value!r} is refused: {error}") from None

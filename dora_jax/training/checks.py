@@ -1,7 +1,10 @@
 """Checks of the configs' fields: each names the field, what it was given and what is allowed."""
 
 import re
-from typing import Any, get_args
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
@@ -19,6 +22,36 @@ def require_choice(name: str, value: object, choices: Any) -> None:
     words = f"one of {', '.join(map(repr, allowed))}"
     if value not in allowed:
         raise DoraError(f"{name} must be {words}; got {value!r}{nearest(value, allowed)}")
+
+
+_KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a text"),
+    Path: ((str, Path), "a path"),
+    tuple: ((list, tuple, Mapping), "a list"),
+    NoneType: ((NoneType,), "null"),
+}
+
+
+def require_kind(name: str, value: object, hint: Any) -> None:
+    """Require a value of the kind that a field's annotation names.
+
+    What a `Literal` allows is left to the field's own check, which names the choices.
+    """
+    words = []
+    is_union = get_origin(hint) in (Union, UnionType)
+    for kind in get_args(hint) if is_union else (hint,):
+        origin = get_origin(kind) or kind
+        if origin is Literal:
+            return
+        types, word = _KINDS[origin]
+        # True is an int to Python.
+        if isinstance(value, types) and (isinstance(value, bool) <= (origin is bool)):
+            return
+        words.append(word)
+    require(False, name, value, " or ".join(words))
 
 
 def require_seed(name: str, seed: int) -> None:

@@ -106,7 +106,13 @@ class GridAxis:
             raise DoraError(f"grid over {name}: give each value once; got {self.values!r}")
 
 
+# As Python, and the other options, write them.
+_WORDS = {"True": True, "False": False, "None": None}
+
+
 def _json_or_text(text: str) -> Any:
+    if text.strip() in _WORDS:
+        return _WORDS[text.strip()]
     try:
         return json.loads(text)
     except json.JSONDecodeError:
