@@ -139,6 +139,7 @@ def test_an_interrupted_run_continues_to_the_same_numbers(
     assert facts(comparison.compare(config, "the command")) == facts(results)
 
 
+@pytest.mark.slow
 def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_path, monkeypatch):
     fit = parts.fit
 
@@ -298,6 +299,7 @@ def test_a_run_continued_elsewhere_says_so(results, config, monkeypatch, capsys)
     comparison.compare(config, "the command")
 
 
+@pytest.mark.slow
 def test_an_adapter_of_rounded_weights_is_merged_into_those(config, tmp_path):
     half = dataclasses.replace(
         config,
@@ -314,6 +316,7 @@ def test_an_adapter_of_rounded_weights_is_merged_into_those(config, tmp_path):
     np.testing.assert_array_equal(kernel, kernel.astype("bfloat16").astype("float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "init"), [("lora", "pissa"), ("dora", "olora")])
 def test_an_adapter_that_began_in_the_weights_is_scored_and_merged_as_trained(
     config, tmp_path, method, init

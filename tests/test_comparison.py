@@ -222,6 +222,7 @@ def test_if_nothing_comes_to_a_result_there_is_no_report(quick, monkeypatch):
     assert not (quick.out / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_would_make_the_search_unfair(config, tmp_path, monkeypatch):
     fit = parts.fit
 

@@ -173,6 +173,7 @@ def base_of(adapter, plain):
     return {**plain, "lm_head": {"kernel": plain["embed_tokens"]["embedding"].T}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "norms_once"),
     # Each module's own norm where layers differ, which is where it is another code.

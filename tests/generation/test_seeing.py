@@ -78,6 +78,7 @@ def test_an_image_may_be_one_token_or_all_of_them(read):
     assert texts(*read("llava-1.5"), prompts=short) == golden("llava-1.5")["greedy"]
 
 
+@pytest.mark.slow
 def test_samples_and_beams_see_the_images(read):
     model, params = read("llava-1.5")
     sampled = texts(model, params, sampling=Sampling(4, temperature=1.0, num_samples=3, seed=5))
@@ -99,6 +100,7 @@ def test_samples_and_beams_see_the_images(read):
         assert scores[0].log_likelihood >= scores[1].log_likelihood - 1e-3
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_logits(read):
     model, params = read("llava-1.5")
     found = score(
@@ -138,6 +140,7 @@ def test_a_model_that_reads_text_alone_refuses_images(read):
         texts(llama, params["language_model"])
 
 
+@pytest.mark.slow
 def test_adapters_by_row_are_of_the_language_model(read):
     model, params = read("llava-1.5")
 

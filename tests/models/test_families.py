@@ -65,6 +65,7 @@ def test_tensor_names_and_shapes_are_transformers(family, model):
     assert file_shapes(tensors(model[0].config), "hf") == expected
 
 
+@pytest.mark.slow
 @all_families
 def test_padding_left_or_right_changes_nothing(family, model):
     if family in ("llama-dynamic", "phi3-long"):
@@ -84,6 +85,7 @@ def test_padding_left_or_right_changes_nothing(family, model):
     )
 
 
+@pytest.mark.slow
 @all_families
 def test_packed_sequences_do_not_see_each_other(family, model):
     first, second = TOKENS[:1, :15], TOKENS[1:, :9]
@@ -96,6 +98,7 @@ def test_packed_sequences_do_not_see_each_other(family, model):
         np.testing.assert_allclose(part, alone, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @all_families
 def test_a_shared_prefix_serves_several_continuations(family, model):
     prefix, ends = TOKENS[0, :10], (TOKENS[0, 10:16], TOKENS[1, :5])

@@ -187,6 +187,7 @@ def tuned(rules, config=tiny.CONFIG, **fields):
     return model, small_net.moved(params, trainable_mask(params, rules))
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_loss_nor_gradients():
     rules = AdapterRules.preset("qkv-dora", spec("dora"))
     tokens = tokens_of(tiny.CONFIG)

@@ -198,6 +198,7 @@ def template(question):
     return re.sub(rf"\b({things}|{nouns}|\d+)(s|es)?\b", "_", question.question)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["questions", "statements", "pairs"])
 @pytest.mark.parametrize("family", [FAMILY_A, FAMILY_B], ids=lambda family: family.name)
 def test_a_blind_guess_stays_near_chance(family, task):
