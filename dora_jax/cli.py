@@ -363,7 +363,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 @contextlib.contextmanager
-def _errors_in_words(continues: bool) -> Iterator[None]:
+def errors_in_words(continues: bool) -> Iterator[None]:
     """Turn what a user can cause into one message and an exit code that is not zero.
 
     Args:
@@ -397,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     is_pull = argv[:2] == ["models", "pull"]
     continues = argv[:1] in (["compare"], ["train"]) or "--prompts" in argv or is_pull
-    with _errors_in_words(continues):
+    with errors_in_words(continues):
         if not argv or argv[0] in ("-h", "--help"):
             print(_USAGE)
             return

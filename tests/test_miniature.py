@@ -16,6 +16,7 @@ from PIL import Image
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.llava import read_llava_folder
 from dora_jax.data.sources import read_source
+from dora_jax.errors import DoraError
 from experiments.llava import miniature
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
 
@@ -144,3 +145,16 @@ def test_what_was_half_made_is_made_again(made, monkeypatch, tmp_path):
     assert not (tmp_path / sizes.folder / ".tower").exists()
     assert (tmp_path / sizes.folder / "test" / "b" / "rows.jsonl").exists()
     assert not (tmp_path / sizes.folder / "captioner").exists()
+    with pytest.raises(DoraError, match="was made without NLVR"):
+        miniature.run(sizes, tmp_path / "nlvr", until="data")
+
+
+def test_an_interruption_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(miniature, "run", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        miniature.main([])
+    assert stopped.value.code == 130
+    assert "run the same command again to continue" in capsys.readouterr().err

@@ -292,6 +292,10 @@ ARCHITECTURES = tuple(_FAMILIES)
 _BY_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
 
 
+# Read by the modules beside this one.
+ELSEWHERE = ("LlavaForConditionalGeneration", "BartForConditionalGeneration", "VLBart")
+
+
 def read_config(path: Path) -> LlamaConfig:
     """Read a `config.json`, of transformers 4 or 5.
 
@@ -354,7 +358,8 @@ def _architecture(raw: Raw, path: Path) -> str:
         named = [str(name) for name in given if name] if isinstance(given, list) else [str(given)]
         kind = ", ".join(named) or f"model_type {raw.get('model_type')!r}"
         raise DoraError(
-            f"{path}: a model of architecture {kind}; supported: {', '.join(_FAMILIES)}"
+            f"{path}: a model of architecture {kind}; supported: {', '.join(_FAMILIES)}; of models "
+            f"that see or encode: {', '.join(ELSEWHERE)}"
         )
     return given[0]
 

@@ -30,6 +30,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from dora_jax.checkpoint.llava import write_llava_folder
 from dora_jax.checkpoint.llava_parts import join_parts
 from dora_jax.checkpoint.merge import merge_to_hf
+from dora_jax.cli import errors_in_words
 from dora_jax.comparison.compare import compare, train
 from dora_jax.data.images import ImageProcessor
 from dora_jax.data.nlvr import convert
@@ -314,10 +315,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nlvr", type=Path, help="folder of NLVR's train and dev (docs/llava.md)")
     parser.add_argument("--until", choices=("data", "tower", "aligned", "compared"))
     given = parser.parse_args(argv)
-    try:
+    with errors_in_words(continues=True):
         run({"cpu": CPU, "gpu": GPU}[given.sizes], given.nlvr, given.until or "compared")
-    except DoraError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None:
@@ -332,6 +331,8 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None
     step("align", lambda out: learn_data(out, sizes.align_rows, 1))
     step("tune", lambda out: tune_data(sizes, out, nlvr))
     step("test", lambda out: test_data(sizes, out, nlvr))
+    if nlvr is not None:
+        require_nlvr(folder / "test" / "nlvr", folder)
     if until == "data":
         return
     step("captioner", lambda out: captioner(sizes, out))
@@ -343,6 +344,16 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None
     if until == "aligned":
         return
     compare(tuning(sizes), command)
+
+
+def require_nlvr(found: Path, folder: Path) -> None:
+    """Check that NLVR is in data that may have been made without it.
+
+    Raises:
+        DoraError: where it is not.
+    """
+    if not found.exists():
+        raise DoraError(f"{folder}: was made without NLVR: leave --nlvr out, or remove the folder")
 
 
 def make_once(folder: Path, make: Callable[[Path], object]) -> None:

@@ -29,6 +29,7 @@ from tokenizers import processors
 
 from dora_jax.checkpoint.bart import write_bart_folder
 from dora_jax.checkpoint.llava import read_llava_folder
+from dora_jax.cli import errors_in_words
 from dora_jax.comparison.compare import compare
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Family
 from dora_jax.data.scenes.scene import Split
@@ -36,7 +37,6 @@ from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vl.feature_cache import CachedFeatures, MadeBy, cached_features
 from dora_jax.data.vl.rows_file import write_rows
 from dora_jax.data.vl.tower_features import TowerFeatures
-from dora_jax.errors import DoraError
 from dora_jax.models.vit import VisionTower
 from dora_jax.models.vlbart import VLBart, VLBartConfig
 from dora_jax.training.config import (
@@ -307,11 +307,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--nlvr", type=Path, help="folder of NLVR's train and dev (docs/llava.md)")
     parser.add_argument("--until", choices=STEPS, default=STEPS[-1])
     given = parser.parse_args(argv)
-    try:
+    with errors_in_words(continues=True):
         sizes = {"cpu": CPU, "gpu": GPU}[given.sizes][given.subject]
         run(sizes, given.nlvr, given.until)
-    except DoraError as error:
-        raise SystemExit(f"error: {error}") from error
 
 
 def run(sizes: Sizes, nlvr: Path | None = None, until: str = STEPS[-1]) -> None:
@@ -320,6 +318,8 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = STEPS[-1]) -> None:
     command = f"python -m experiments.vlbart.miniature {sizes.subject} --sizes {sizes.name}"
     folder.mkdir(parents=True, exist_ok=True)
     llava.make_once(folder / "rows", lambda out: write_data(sizes, out, nlvr))
+    if nlvr is not None and sizes.subject == "images":
+        llava.require_nlvr(folder / "rows" / "B" / "test" / f"{NLVR_REAL}.jsonl", folder)
     if last >= STEPS.index("tower") and not (sizes.tower.folder / "tower-model").exists():
         llava.run(sizes.tower, nlvr, until="tower")
     if last < STEPS.index("features"):

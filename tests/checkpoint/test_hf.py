@@ -226,6 +226,7 @@ def test_an_untied_head_is_the_default(folder):
     ("changes", "message"),
     [
         ({"architectures": ["BertModel"]}, "BertModel; supported: LlamaForCausalLM, MistralForCau"),
+        ({"architectures": ["LlavaNextForConditionalGeneration"]}, "encode: LlavaForConditional"),
         ({"architectures": None, "model_type": "gpt2"}, "model_type 'gpt2'; supported: Llama"),
         ({"hidden_size": None, "vocab_size": None}, "lacks vocab_size, hidden_size"),
         ({"rope_scaling": {"rope_type": "llama3"}}, "type llama3 need factor, low_freq_factor"),
