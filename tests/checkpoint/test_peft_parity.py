@@ -185,7 +185,11 @@ def test_there_and_back_again(tmp_path, family, fields):
     save_peft(tmp_path / "ours", adapter.config, adapter.rules, params, plain)
     assert stored(tmp_path / "ours") == stored(tmp_path / "theirs")
     again = peft.PeftModel.from_pretrained(torch_model(tmp_path / "base"), tmp_path / "ours")
-    np.testing.assert_array_equal(theirs(again.eval()), expected)
+    before, after = map(peft.get_peft_model_state_dict, (model, again))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    # Torch's products round by where their operands lie in memory.
+    np.testing.assert_allclose(theirs(again.eval()), expected, atol=1e-5)
 
 
 def test_every_family_is_there(tmp_path):
