@@ -288,7 +288,7 @@ def test_peft_loads_and_merges_what_we_export(tmp_path, name):
     own = logits(config, rules, params)
     # A base kernel less its main directions is rounded once more; images pass more layers.
     rounded = dict.fromkeys(("pissa", "olora", "pissa_niter_3"), 1e-4)
-    atol = (rounded | dict.fromkeys(OURS_OF_LLAVA, 2e-5)).get(name, 1e-5)
+    atol = (rounded | dict.fromkeys(OURS_OF_LLAVA, 5e-5)).get(name, 1e-5)
     np.testing.assert_allclose(theirs(model), own, atol=atol)
     merged = by_hf_name(config, merge_params(params, rules))
     for key, parameter in model.merge_and_unload().named_parameters():
