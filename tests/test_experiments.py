@@ -1,13 +1,17 @@
 """Every experiment file can be read, and the paper's rows are the paper's."""
 
+import dataclasses
 import json
+import math
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from dora_jax.cli import load_experiment
+from dora_jax.cli import _parse_experiment, load_experiment
 from dora_jax.comparison.arms import make_arms
+from dora_jax.training.config import GridAxis
 from experiments.commonsense import published
 from experiments.llava import build_eval
 
@@ -70,6 +74,96 @@ def test_the_paper_s_settings(name, rate_16, rate_32):
         assert one.evaluation.protocols[0] == "generate"
         assert (one.evaluation.beams, one.evaluation.new_tokens) == (4, 32)
         assert one.compare.search_steps == 0
+
+
+def test_the_paper_s_ranks():
+    """Table 15: all but rank and rate as in Table 1, each figure beside the arm of its rank."""
+    config = load_experiment(str(FOLDER / "commonsense" / "llama_7b_ranks.py"))
+    arms = make_arms(config)
+    ranks = (4, 8, 16, 32, 64)
+    assert [(a.method, a.config.adapter.rank) for a in arms] == [
+        (method, rank) for method in ("lora", "dora") for rank in ranks
+    ]
+    assert all(a.config.adapter.alpha == 2 * a.config.adapter.rank for a in arms)
+    rates = [a.config.optim.learning_rate for a in arms]
+    assert rates == [3e-4] * 5 + [2e-4, 2e-4, 2e-4, 1e-4, 1e-4]
+    own = {arm.label: arm for arm in arms}
+    beside = [(own[row.arm], row) for row in config.published]
+    assert [arm for arm, _ in beside] == list(arms)
+    assert [(row.label, row.average) for _, row in beside] == [
+        (f"LLaMA-7B, {method} r={rank}", average)
+        for method, averages in (
+            ("LoRA", (39.5, 40.7, 70.9, 74.7, 65.8)),
+            ("DoRA", (61.9, 77.9, 77.5, 78.4, 72.1)),
+        )
+        for rank, average in zip(ranks, averages, strict=True)
+    ]
+    lora, dora, half, _ = make_arms(load_experiment(str(FOLDER / "commonsense" / "llama_7b.py")))
+    for arm in (lora, dora, half):
+        twin = own[arm.label].config
+        assert dataclasses.replace(arm.config, name=twin.name, published=()) == (
+            dataclasses.replace(twin, published=())
+        )
+
+
+def test_no_figures_of_another_model_stand_beside_the_small_one_s():
+    configs = [load_experiment(str(path)) for path in FILES if path.parent.name == "commonsense"]
+    small = [config for config in configs if config.model.name == "smollm2-135m-instruct"]
+    assert len(small) == 8
+    assert not any(config.published for config in small)
+
+
+def test_sample_counts_are_trained_on_once():
+    """A packed row of 256 tokens holds 11 questions of the cloze form, by the model's tokenizer."""
+    arms = make_arms(load_experiment(str(FOLDER / "commonsense" / "samples.py")))
+    assert {arm.config.data.train_rows for arm in arms} == {1000, 4000, 7000, 10_000}
+    for arm in arms:
+        data, train = arm.config.data, arm.config.train
+        assert (data.form, data.packing, data.max_length) == ("cloze", "pack", 256)
+        assert train.steps * train.batch_size * 11 == pytest.approx(data.train_rows, rel=0.02)
+
+
+def test_the_readme_s_commands_are_read():
+    text = (FOLDER / "README.md").read_text().replace("\\\n", " ")
+    found = re.findall(r"dora-jax (compare|train) (experiments/[^`\n]*)", text)
+    studies = [path for path in FILES if path.parent.name == "commonsense"]
+    assert all(f"{path.name}`" in text for path in studies)
+    for command, line in found:
+        words = shlex.split(line)
+        config = _parse_experiment(command, [str(FOLDER.parent / words[0]), *words[1:]])
+        if command == "compare":
+            make_arms(config)
+    by_rate, by_rows = (line for _, line in found if "--grid" in line)
+    assert "optim.learning_rate" in by_rate
+    rows = [word for word in shlex.split(by_rows) if word.startswith("data.train_rows")]
+    for count, steps in GridAxis.parse(rows[0]).values:
+        assert steps == math.ceil(count / 16)
+
+
+@pytest.mark.parametrize(
+    ("model", "variant", "figures"),
+    [
+        ("LLaMA-7B", "LoRA r=32", (68.9, 80.7, 77.4, 78.1, 78.8, 77.8, 61.3, 74.8)),
+        ("LLaMA-7B", "DoRA r=16", (70.0, 82.6, 79.7, 83.2, 80.6, 80.6, 65.4, 77.6)),
+        ("LLaMA-13B", "DoRA r=32", (72.4, 84.9, 81.5, 92.4, 84.2, 84.2, 69.6, 82.8)),
+        ("LLaMA2-7B", "DoRA r=16", (72.0, 83.1, 79.9, 89.1, 83.0, 84.5, 71.0, 81.2)),
+        ("LLaMA3-8B", "LoRA r=32", (70.8, 85.2, 79.9, 91.7, 84.3, 84.2, 71.2, 79.0)),
+    ],
+)
+def test_published_figures_are_of_their_tasks(model, variant, figures):
+    """Table 1; the averages would not tell two tasks that are exchanged."""
+    scores = next(row.scores for row in published.published(model) if row.arm == variant)
+    boolq, piqa, siqa, hellaswag, winogrande, easy, challenge, openbookqa = figures
+    assert scores == {
+        "boolq": boolq,
+        "piqa": piqa,
+        "social_i_qa": siqa,
+        "hellaswag": hellaswag,
+        "winogrande": winogrande,
+        "ARC-Easy": easy,
+        "ARC-Challenge": challenge,
+        "openbookqa": openbookqa,
+    }
 
 
 def test_published_averages_are_those_of_their_rows():

@@ -18,6 +18,7 @@ import numpy as np
 from dora_jax.analysis.atomic import write_text
 from dora_jax.data.commonsense import TASKS, CommonsenseTask, NoLabelError, build_row
 from dora_jax.errors import DoraError
+from dora_jax.training.checks import require_count
 
 TRAIN_FILE, MANIFEST_FILE = "commonsense_170k.json", "manifest.json"
 _SEED = 42
@@ -56,12 +57,15 @@ def build(
     Args:
         out: the folder; made if need be.
         tasks: which of the eight.
-        limit: rows of each split, at most; None takes all.
+        limit: rows of each split, at most, and at least 1; None takes all.
         load: returns the rows of a task's split.
 
     Raises:
-        DoraError: for a task that is unknown, a data set that cannot be had, or a bad row.
+        DoraError: for a limit below 1, a task that is unknown, a data set that cannot be had, or a
+            bad row.
     """
+    if limit is not None:
+        require_count("limit", limit)
     unknown = [name for name in tasks if name not in TASKS]
     if unknown:
         raise DoraError(f"unknown task {unknown[0]!r}; there are {', '.join(TASKS)}")
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="build_data", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK")
-    parser.add_argument("--limit", type=int, help="rows of each split, at most")
+    parser.add_argument("--limit", type=int, help="rows of each split, at most; 1 or more")
     args = parser.parse_args(argv)
     try:
         manifest = build(args.out, args.tasks, args.limit)

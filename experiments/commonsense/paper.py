@@ -1,18 +1,22 @@
-"""The paper's commonsense study, which the files beside this one run for one model each.
+"""The paper's commonsense study, which the files of LLaMAs beside this one run for one model each.
 
-Settings of the paper's appendix and of the authors' scripts: 170k rows of eight tasks, three
-epochs of batches of 16, loss on prompt and answer, AdamW with 100 warm-up steps, the checkpoint of
-least validation loss (120 rows, every 80 steps), 4 beams of at most 32 tokens, first match.
+Settings of the paper's appendix and of the authors' scripts: 170k rows of eight tasks, the steps of
+three epochs of batches of 16, loss on prompt and answer, AdamW with 100 warm-up steps, the
+checkpoint of least validation loss (120 rows, every 80 steps), 4 beams of at most 32 tokens, first
+match.
 
 The data are in the authors' layout: `commonsense_170k.json` and `TASK/test.json` for each task,
 from their repository, or made of the tasks' own data sets by
-`python -m experiments.commonsense.build_data --out data/commonsense_170k`.
+`python -m experiments.commonsense.build_data --out data/commonsense_170k`. What differs from the
+paper is told in `experiments/README.md`.
 """
 
 from pathlib import Path
+from typing import Any
 
 from published import published
 
+from dora_jax.analysis.results import Published
 from dora_jax.training.config import (
     AdapterConfig,
     CompareConfig,
@@ -26,8 +30,20 @@ from dora_jax.training.config import (
 
 DATA = Path("data/commonsense_170k")
 ROWS, VALIDATION, BATCH, EPOCHS = 170_420, 120, 16, 3
+# Of the authors' rows, whichever are given: an epoch here may be fewer.
 STEPS = (ROWS - VALIDATION) * EPOCHS // BATCH
 LORA_RATE = 3e-4
+
+
+def variant(method: str, rank: int, rate: float, modules: str = "paper") -> dict[str, Any]:
+    """Return the fields of a variant, whose alpha is twice its rank."""
+    return {
+        "train.method": method,
+        "adapter.rank": rank,
+        "adapter.alpha": 2.0 * rank,
+        "adapter.modules": modules,
+        "optim.learning_rate": rate,
+    }
 
 
 def study(name: str, model: str, label: str, rate_16: float, rate_32: float) -> ExperimentConfig:
@@ -40,16 +56,29 @@ def study(name: str, model: str, label: str, rate_16: float, rate_32: float) -> 
         rate_16: DoRA's learning rate at rank 16.
         rate_32: at rank 32.
     """
+    variants = {
+        "LoRA r=32": variant("lora", 32, LORA_RATE),
+        "DoRA r=32": variant("dora", 32, rate_32),
+        "DoRA r=16": variant("dora", 16, rate_16),
+        "QKV DoRA, magnitudes elsewhere": variant("dora", 32, rate_32, "qkv-dora"),
+    }
+    return experiment(name, model, variants, published(label))
 
-    def variant(method: str, rank: int, rate: float, modules: str = "paper") -> dict[str, object]:
-        return {
-            "train.method": method,
-            "adapter.rank": rank,
-            "adapter.alpha": 2.0 * rank,
-            "adapter.modules": modules,
-            "optim.learning_rate": rate,
-        }
 
+def experiment(
+    name: str,
+    model: str,
+    variants: dict[str, dict[str, Any]],
+    published: tuple[Published, ...],
+) -> ExperimentConfig:
+    """Return an experiment by the paper's protocol.
+
+    Args:
+        name: of the run folder.
+        model: on the hub, or a folder.
+        variants: by label, see `variant`.
+        published: rows to show beside them.
+    """
     return ExperimentConfig(
         name=name,
         model=ModelConfig(name=model, dtype="bfloat16", remat="full"),
@@ -78,11 +107,6 @@ def study(name: str, model: str, label: str, rate_16: float, rate_32: float) -> 
         ),
         # The paper's own rates: nothing is searched for.
         compare=CompareConfig(search_steps=0),
-        variants={  # type: ignore[arg-type]
-            "LoRA r=32": variant("lora", 32, LORA_RATE),
-            "DoRA r=32": variant("dora", 32, rate_32),
-            "DoRA r=16": variant("dora", 16, rate_16),
-            "QKV DoRA, magnitudes elsewhere": variant("dora", 32, rate_32, "qkv-dora"),
-        },
-        published=published(label),
+        variants=variants,  # type: ignore[arg-type]
+        published=published,
     )

@@ -42,8 +42,8 @@ _RERUN = (67.5, 80.8, 78.2, 83.4, 80.4, 78.0, 62.6, 79.1, 76.3)
 # Table 6: averages alone.
 _GRANULARITY = {"LLaMA-7B": 77.5, "LLaMA-13B": 81.3}
 RANKS_7B = {  # Table 15, averages
-    "lora": {4: 39.5, 8: 40.7, 16: 70.9, 32: 74.7, 64: 65.8},
-    "dora": {4: 61.9, 8: 77.9, 16: 77.5, 32: 78.4, 64: 72.1},
+    "LoRA": {4: 39.5, 8: 40.7, 16: 70.9, 32: 74.7, 64: 65.8},
+    "DoRA": {4: 61.9, 8: 77.9, 16: 77.5, 32: 78.4, 64: 72.1},
 }
 
 
@@ -66,9 +66,9 @@ def published(model: str) -> tuple[Published, ...]:
 
 
 def published_ranks() -> tuple[Published, ...]:
-    """Return Table 15: LLaMA-7B's averages by rank, beside the arms of `rank.py`."""
+    """Return Table 15: LLaMA-7B's averages by rank, beside the variants of `llama_7b_ranks.py`."""
     return tuple(
-        Published(f"LLaMA-7B, {method} r={rank}", "Table 15", {}, average, f"{method}-rank{rank}")
+        Published(f"LLaMA-7B, {method} r={rank}", "Table 15", {}, average, f"{method} r={rank}")
         for method, averages in RANKS_7B.items()
         for rank, average in averages.items()
     )

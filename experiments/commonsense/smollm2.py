@@ -23,6 +23,9 @@ from dora_jax.training.config import (
 )
 
 DATA = Path("data/commonsense")
+BATCH_SIZE = 2
+# Questions of the cloze form that share a packed row of 256 tokens.
+QUESTIONS_A_ROW = 11
 # Each method has three rates, half a decade apart, around those that suit it.
 COMPARE = CompareConfig(learning_rates=(1e-3, 3e-3, 1e-2), search_steps=10)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -71,8 +74,9 @@ def study(name: str, form: str, **changes: Any) -> ExperimentConfig:
         "evaluation": EvaluationConfig(protocols=protocols),  # type: ignore[arg-type]
         "adapter": AdapterConfig(rank=8, alpha=16.0, modules="paper"),
         "optim": OptimConfig(schedule="linear", warmup_ratio=0.1),
-        # Rows of 256 tokens, with some eleven questions each in the cloze form.
-        "train": TrainConfig(steps=50 if is_cloze else 40, batch_size=2, checkpoint_every=25),
+        "train": TrainConfig(
+            steps=50 if is_cloze else 40, batch_size=BATCH_SIZE, checkpoint_every=25
+        ),
         "compare": COMPARE,
         "seeds": (0, 1, 2),
     }

@@ -221,6 +221,9 @@ def test_the_script_refuses_what_it_cannot_do(tmp_path, monkeypatch):
         build_data.build(tmp_path, ["arc"], load=loader)
     with pytest.raises(DoraError, match="has no labelled row in train or validation"):
         build_data.build(tmp_path, ["boolq"], load=lambda task, split: [])
+    for limit in (0, -1):
+        with pytest.raises(DoraError, match=f"limit must be .* at least 1; got {limit}"):
+            build_data.build(tmp_path, limit=limit, load=loader)
     import datasets
 
     def offline(*arguments, **fields):
