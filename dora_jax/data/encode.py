@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from dora_jax.data.examples import Example, Metric, TooLong
 from dora_jax.data.formats import LeftOut
@@ -17,8 +17,8 @@ from dora_jax.errors import DoraError
 
 # Policies beside those of `TooLong`: of scored rows of encoder-decoders, and of rows whose prompt
 # is learned as well as their answer.
-SOURCE_ALONE = "truncate_source"
-WHOLE_TEXT = "truncate_text"
+SOURCE_ALONE: Final = "truncate_source"
+WHOLE_TEXT: Final = "truncate_text"
 Policy = TooLong | Literal["truncate_source", "truncate_text"]
 REFUSED = "that the chat template refuses, or whose earlier answers it rewrites"
 
