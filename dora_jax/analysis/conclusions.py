@@ -5,11 +5,11 @@ methods' names exchanges them in the words and changes nothing else.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
-from dora_jax.analysis.results import METHOD_LABELS, Arm
+from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
 
@@ -362,8 +362,23 @@ def _search_cautions(summary: Summary) -> list[str]:
 
 def _skipped_cautions(summary: Summary) -> list[str]:
     """Rows missing from the evaluation change what is measured; those of other splits do not."""
-    return [
-        f"{sum(reasons.values()):,} rows were left out of the evaluation ({', '.join(reasons)})."
-        for split, reasons in summary.results.data.skipped.items()
-        if split.startswith("eval") and any(reasons.values())
-    ]
+    results, found = summary.results, []
+    for split, reasons in results.data.skipped.items():
+        count = sum(reasons.values())
+        if not split.startswith("eval") or not count:
+            continue
+        rows, were = say.plural(count, "row"), "was" if count == 1 else "were"
+        if _has_all_rows_asked_for(results):
+            # None was lost after the draw, so that the count is of all that it was made from.
+            drawn = say.plural(len(results.eval_rows), "row")
+            what = f"{rows} of the evaluation data {were} left out before drawing {drawn}"
+        else:
+            what = f"{rows} {were} left out of the evaluation"
+        found.append(f"{what} ({', '.join(reasons)}).")
+    return found
+
+
+def _has_all_rows_asked_for(results: ComparisonResults) -> bool:
+    """Whether as many rows were evaluated as `data.eval_rows` of the settings asks for."""
+    data = results.settings.get("data")
+    return isinstance(data, Mapping) and data.get("eval_rows") == len(results.eval_rows)

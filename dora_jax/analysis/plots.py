@@ -92,7 +92,7 @@ def difference_plot(summary: Summary) -> Plot | None:
     """
     if not summary.pairs:
         return None
-    rows, tests = _difference_rows(summary), len(summary.pairs)
+    rows, tests = difference_rows(summary), len(summary.pairs)
     figure, axes = new_figure(height=_rows_height(summary))
     axes.axvline(0, color=MUTED, linewidth=1.2)
     for y, (_, difference, interval) in enumerate(rows):
@@ -314,7 +314,7 @@ def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
     return steps[kept], values[kept]
 
 
-def _difference_rows(summary: Summary) -> list[tuple[str, float, Interval]]:
+def difference_rows(summary: Summary) -> list[tuple[str, float, Interval]]:
     """Every pair; a single pair of several seeds is followed by each seed."""
     rows = [
         (_versus(pair), pair.comparison.difference, pair.comparison.interval)
@@ -340,7 +340,7 @@ def _versus(pair: PairSummary) -> str:
 
 def _rows_height(summary: Summary) -> float:
     """One height for the two plots that stand side by side."""
-    return 0.95 + 0.5 * max(len(summary.methods) + 1, len(_difference_rows(summary)), 3)
+    return 0.95 + 0.5 * max(len(summary.methods) + 1, len(difference_rows(summary)), 3)
 
 
 def _accuracy_row(axes: Axes, y: float, accuracy: float, interval: Interval, colour: str) -> None:

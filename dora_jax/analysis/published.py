@@ -47,5 +47,5 @@ def _own(
 ) -> tuple[str, str, tuple[float | None, ...], float]:
     by_task = {task.task: 100 * task.accuracies[arm.method] for task in summary.tasks}
     scores = tuple(by_task.get(task) for task in tasks)
-    average = 100 * summary.macro_average(arm.method)
+    average = 100 * summary.average.accuracies[arm.method]
     return (f"{arm.label}, {summary.results.model.name}", "this report", scores, average)

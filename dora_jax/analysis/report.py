@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from dora_jax.analysis import formatting, plots
+from dora_jax.analysis import formatting, plots, ways
 from dora_jax.analysis.atomic import write_text
 from dora_jax.analysis.conclusions import cautions, conclude, is_shown
 from dora_jax.analysis.grid_plots import axis_plots, size_plot
@@ -17,9 +17,11 @@ from dora_jax.analysis.published import beside_published
 from dora_jax.analysis.results import BaseResult, ComparisonResults, RunResult, Sample
 from dora_jax.analysis.spread import spreads
 from dora_jax.analysis.summary import Summary, summarize
-from dora_jax.analysis.svg import save_plot
+from dora_jax.analysis.svg import save_plot, save_table
+from dora_jax.analysis.task_table import task_table
 
 PLOTS = "plots"
+BY_TASK = "by_task.csv"
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("dora_jax.analysis"),
     autoescape=True,  # names of models, tasks and methods are other people's text
@@ -32,6 +34,8 @@ _TEMPLATES = jinja2.Environment(
 def write_report(results: ComparisonResults, path: str | Path) -> Path:
     """Write the report of `results` to `path`, in one step, and its plots into `plots` beside it.
 
+    With several tasks the scores by task are in `plots` too, as `by_task.csv`.
+
     Args:
         results: what the comparison measured.
         path: the HTML file.
@@ -42,19 +46,29 @@ def write_report(results: ComparisonResults, path: str | Path) -> Path:
     Raises:
         DoraError: when the file cannot be written.
     """
-    summary = summarize(results)
+    summaries = _summaries(results)
+    summary = summaries[results.protocol]
     drawn, axes = _plots(summary), axis_plots(summary)
     folder = Path(path).parent / PLOTS
     for plot in (*drawn.values(), *(plot for _, plot in axes)):
         if plot is not None:
             save_plot(plot, folder)
-    return write_text(path, _render(summary, drawn, axes))
+    table = task_table(summaries)
+    if table is not None:
+        save_table(table, folder / BY_TASK)
+    return write_text(path, _render(summaries, drawn, axes))
 
 
 def render_report(results: ComparisonResults) -> str:
     """Return the report as a complete HTML document without outside references."""
-    summary = summarize(results)
-    return _render(summary, _plots(summary), axis_plots(summary))
+    summaries = _summaries(results)
+    summary = summaries[results.protocol]
+    return _render(summaries, _plots(summary), axis_plots(summary))
+
+
+def _summaries(results: ComparisonResults) -> dict[str, Summary]:
+    """Return the summary by each protocol, the main one first."""
+    return {protocol: summarize(results.by_protocol(protocol)) for protocol in results.protocols}
 
 
 def _plots(summary: Summary) -> dict[str, Plot | None]:
@@ -71,7 +85,10 @@ def _plots(summary: Summary) -> dict[str, Plot | None]:
     }
 
 
-def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[str, Plot]]) -> str:
+def _render(
+    summaries: dict[str, Summary], drawn: dict[str, Plot | None], axes: list[tuple[str, Plot]]
+) -> str:
+    summary, *_ = summaries.values()
     results = summary.results
     template = _TEMPLATES.get_template("report.html.jinja")
     return template.render(
@@ -88,10 +105,7 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
         axes=axes,
         spreads=spreads(summary),
         start_label={m.method: m.arm.start_label for m in summary.methods}.__getitem__,
-        protocols=[
-            (protocol, summarize(results.by_protocol(protocol)))
-            for protocol in results.protocols[1:]
-        ],
+        protocols=list(summaries.items())[1:],
         published=beside_published(summary),
         settings=list(_flattened(results.settings)),
         environment=list(_flattened(results.environment)),
@@ -102,6 +116,8 @@ def _render(summary: Summary, drawn: dict[str, Plot | None], axes: list[tuple[st
         ],
         samples=_samples(summary),
         is_shown=is_shown,
+        ways=ways,
+        seeds_of_pairs=sorted({pair.comparison.seeds for pair in summary.pairs}),
         label=summary.label,
         last_drift=_last_drift,
         last_loss=_last_loss,

@@ -157,16 +157,20 @@ def accuracy_interval(correct: Scores, confidence: float = CONFIDENCE) -> Interv
 
 
 def score_interval(
-    scores: Scores, tasks: Sequence[str], confidence: float = CONFIDENCE
+    scores: Scores,
+    tasks: Sequence[str],
+    confidence: float = CONFIDENCE,
+    end: float = math.inf,
 ) -> Interval:
     """Return the interval of a mean over tasks: Student's t, over rows within tasks and over seeds.
 
-    Scores have no upper end, so that it may pass 1; it does not pass 0.
+    It passes neither 0 nor `end`.
 
     Args:
         scores: (seeds, rows), from 0 up.
         tasks: the task of each row.
         confidence: the level, 0 to 1.
+        end: the highest mean that there can be: 1 of accuracies; scores have none.
 
     Raises:
         ValueError: when `scores` is not such a table, or has not as many rows as `tasks`.
@@ -176,7 +180,7 @@ def score_interval(
     centre = mean(tables)
     half = float(stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(variance)
     words = f"t with variance over rows within tasks{_and_seeds(tables)}"
-    return Interval(max(0.0, centre - half), centre + half, words)
+    return Interval(max(0.0, centre - half), min(end, centre + half), words)
 
 
 def compare_paired(

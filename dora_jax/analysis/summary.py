@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
 from dora_jax.analysis.formatting import METRIC_WORDS, MetricWords
 from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults, RunResult
@@ -20,6 +21,8 @@ from dora_jax.analysis.statistics import (
     score_interval,
 )
 from dora_jax.analysis.variance import by_task, mean
+
+AVERAGE = "Average of the tasks"
 
 
 @dataclass(frozen=True)
@@ -109,16 +112,19 @@ class MagnitudeEvidence:
 
 @dataclass(frozen=True)
 class TaskSummary:
-    """One task of the evaluated rows; `difference` is that of the headline pair.
+    """One task of the evaluated rows, or the average of all; `difference` is the headline pair's.
 
-    `metric` is the name of its own metric; empty where all rows have one.
+    `metric` is the name of its own metric; empty where all rows have one. `accuracies` and
+    `intervals` are by arm, `interval` is that of `difference`.
     """
 
     task: str
     metric: str
     rows: int
     base: float
+    base_interval: Interval
     accuracies: dict[str, float]
+    intervals: dict[str, Interval]
     difference: float | None
     interval: Interval | None
 
@@ -128,7 +134,8 @@ class Summary:
     """All figures of one comparison, methods (its arms that have runs) in the order of display.
 
     `pairs` holds the pairs that are compared: see `_is_pair`. `headlines` are those of DoRA against
-    LoRA, one at each point of the grid; where there are none, the first pair.
+    LoRA, one at each point of the grid; where there are none, the first pair. `average` is the mean
+    of the tasks, each counting alike, as the paper gives it.
     """
 
     results: ComparisonResults
@@ -139,6 +146,7 @@ class Summary:
     headlines: tuple[PairSummary, ...]
     magnitudes: tuple[MagnitudeEvidence, ...]
     tasks: tuple[TaskSummary, ...]
+    average: TaskSummary
 
     @property
     def words(self) -> MetricWords:
@@ -150,10 +158,13 @@ class Summary:
         """The first of `headlines`."""
         return self.headlines[0] if self.headlines else None
 
-    def macro_average(self, name: str | None) -> float:
-        """Return the mean of the tasks' scores, as the paper gives it; None is the base."""
-        scores = [t.base if name is None else t.accuracies[name] for t in self.tasks]
-        return statistics.fmean(scores)
+    @property
+    def dominant_task(self) -> TaskSummary | None:
+        """The task with more than half of the rows, where rows are pooled: it decides for all."""
+        if self.results.strata is not None:
+            return None
+        total = len(self.results.eval_rows)
+        return next((task for task in self.tasks if 2 * task.rows > total), None)
 
     def label(self, name: str) -> str:
         """Return an arm's name as people write it."""
@@ -187,6 +198,7 @@ def summarize(results: ComparisonResults) -> Summary:
         if (p.first.arm.method, p.second.arm.method) == ("dora", "lora")
         and p.first.arm.point == p.second.arm.point
     )
+    headline = (headlines or pairs or (None,))[0]
     magnitudes = [
         _evidence(run)
         for method in methods
@@ -201,7 +213,8 @@ def summarize(results: ComparisonResults) -> Summary:
         pairs=pairs,
         headlines=headlines or pairs[:1],
         magnitudes=tuple(magnitudes),
-        tasks=_tasks(results, methods, (headlines or pairs or (None,))[0]),
+        tasks=_tasks(results, methods, headline),
+        average=_average(results, methods, headline),
     )
 
 
@@ -293,38 +306,59 @@ def _tasks(
     results: ComparisonResults, methods: tuple[MethodSummary, ...], headline: PairSummary | None
 ) -> tuple[TaskSummary, ...]:
     tasks = np.array([row.task for row in results.eval_rows])
-    rows_of = {task: np.flatnonzero(tasks == task) for task in dict.fromkeys(tasks.tolist())}
-    base = np.array(results.base.correct)
-    scores = {method.method: _scores(list(method.runs)) for method in methods}
     found = []
-    for task, rows in rows_of.items():
-        difference = interval = None
-        if headline is not None:
-            shared = set(headline.first.seeds) & set(headline.second.seeds)
-            first, second = (
-                _scores([run for run in method.runs if run.seed in shared])[:, rows]
-                for method in (headline.first, headline.second)
-            )
-            table = (first - second).astype(np.float64)
-            own = None if results.strata is None else [task] * len(rows)
-            difference, interval = float(table.mean()), difference_interval(table, own)
-        accuracies = {name: float(table[:, rows].mean()) for name, table in scores.items()}
-        found.append(
-            TaskSummary(
-                task=task,
-                metric=results.data.task_metrics.get(task, ""),
-                rows=len(rows),
-                base=float(base[rows].mean()),
-                accuracies=accuracies,
-                difference=difference,
-                interval=interval,
-            )
-        )
+    for task in dict.fromkeys(tasks.tolist()):
+        rows = np.flatnonzero(tasks == task)
+        strata = None if results.strata is None else [task] * len(rows)
+        found.append(_over_rows(results, methods, headline, rows, strata, task))
     return tuple(found)
 
 
-def _interval(scores: Scores, tasks: Sequence[str] | None) -> Interval:
-    return accuracy_interval(scores) if tasks is None else score_interval(scores, tasks)
+def _average(
+    results: ComparisonResults, methods: tuple[MethodSummary, ...], headline: PairSummary | None
+) -> TaskSummary:
+    tasks = [row.task for row in results.eval_rows]
+    return _over_rows(results, methods, headline, np.arange(len(tasks)), tasks, AVERAGE)
+
+
+def _over_rows(
+    results: ComparisonResults,
+    methods: tuple[MethodSummary, ...],
+    headline: PairSummary | None,
+    rows: Int[np.ndarray, " rows"],
+    strata: Sequence[str] | None,
+    name: str,
+) -> TaskSummary:
+    """Summarize some of the rows, their tasks counting alike where `strata` gives them."""
+    base = np.array([results.base.correct])[:, rows]
+    scores = {method.method: _scores(list(method.runs))[:, rows] for method in methods}
+    end = 1.0 if METRIC_WORDS[results.data.metric].binary else math.inf
+    difference = interval = None
+    if headline is not None:
+        shared = set(headline.first.seeds) & set(headline.second.seeds)
+        first, second = (
+            _scores([run for run in method.runs if run.seed in shared])[:, rows]
+            for method in (headline.first, headline.second)
+        )
+        table = (first - second).astype(np.float64)
+        difference, interval = mean(by_task(table, strata)), difference_interval(table, strata)
+    return TaskSummary(
+        task=name,
+        metric=results.data.task_metrics.get(name, ""),
+        rows=len(rows),
+        base=mean(by_task(base, strata)),
+        base_interval=_interval(base, strata, end),
+        accuracies={arm: mean(by_task(table, strata)) for arm, table in scores.items()},
+        intervals={arm: _interval(table, strata, end) for arm, table in scores.items()},
+        difference=difference,
+        interval=interval,
+    )
+
+
+def _interval(scores: Scores, tasks: Sequence[str] | None, end: float = math.inf) -> Interval:
+    if tasks is None:
+        return accuracy_interval(scores)
+    return score_interval(scores, tasks, end=end)
 
 
 def _scores(runs: list[RunResult]) -> Scores:

@@ -68,7 +68,7 @@ Cell = str | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """What a plot shows, as figures: a header, and rows of as many cells."""
+    """Figures, as of a plot what it shows: a header, and rows of as many cells."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -114,10 +114,19 @@ def save_plot(plot: Plot, folder: Path) -> None:
         with _rendering(plot.name):
             plot.figure.savefig(buffer, format=kind, dpi=160, metadata=_METADATA[kind])
         write_bytes(folder / f"{plot.name}.{kind}", buffer.getvalue())
+    save_table(plot.table, folder / f"{plot.name}.csv")
+
+
+def save_table(table: Table, path: Path) -> None:
+    """Write a table as CSV.
+
+    Raises:
+        DoraError: when the file cannot be written.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([plot.table.header, *plot.table.rows])
-    write_text(folder / f"{plot.name}.csv", text.getvalue())
+    writer.writerows([table.header, *table.rows])
+    write_text(path, text.getvalue())
 
 
 # Nothing that differs from one drawing of the same figures to the next.

@@ -222,6 +222,25 @@ def test_divergence_two_seeds_and_rows_left_out_are_said():
     assert "Two seeds" in warned(sample.results({"lora": [WORSE] * 2, "dora": [BETTER] * 2}))
 
 
+@pytest.mark.parametrize(
+    ("settings", "count", "said"),
+    [
+        ({}, 1, "1 row was left out of the evaluation (too long)."),
+        # Fewer than were asked for: some may have been lost of those that were drawn.
+        ({"data": {"eval_rows": 50}}, 2, "2 rows were left out of the evaluation (too long)."),
+        (
+            {"data": {"eval_rows": 40}},
+            1,
+            "1 row of the evaluation data was left out before drawing 40 rows (too long).",
+        ),
+        ({"data": "a name"}, 1, "1 row was left out of the evaluation (too long)."),
+    ],
+)
+def test_rows_left_out_are_counted_before_or_after_the_draw(settings, count, said):
+    data = dataclasses.replace(sample.results().data, skipped={"evaluation": {"too long": count}})
+    assert said in warned(sample.results(data=data, settings=settings))
+
+
 def test_scores_are_told_in_points():
     tasks = ("gqa",) * 20 + ("caption",) * 20
     worse, better = (0.2,) * 20 + (0.8,) * 20, (0.4,) * 20 + (1.6,) * 20

@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import re
 from html.parser import HTMLParser
@@ -5,7 +6,16 @@ from html.parser import HTMLParser
 import pytest
 
 from dora_jax.analysis.report import render_report, write_report
-from dora_jax.analysis.results import EvalRow, HistoryPoint, ModelInfo, Published, Sample
+from dora_jax.analysis.results import (
+    ComparisonResults,
+    EvalRow,
+    HistoryPoint,
+    ModelInfo,
+    ProtocolResult,
+    Published,
+    Sample,
+)
+from dora_jax.analysis.summary import summarize
 from tests.analysis import sample
 
 VOID = {"meta", "br", "link", "img", "hr", "input", "path", "use"}
@@ -63,6 +73,26 @@ class Page(HTMLParser):
     @property
     def words(self) -> str:
         return " ".join(" ".join(self.text).split())
+
+
+def values(row: list[str]) -> list[str]:
+    """A row's name and figures, without units and small print."""
+    return [row[0], *(cell.split()[0] for cell in row[1:])]
+
+
+def by_two(results: ComparisonResults) -> ComparisonResults:
+    """The results with another protocol, by which the rows in reverse are right."""
+
+    def other(result):
+        found = ProtocolResult(result.accuracy, result.correct[::-1], 2)
+        return dataclasses.replace(result, other={"generate": found})
+
+    return dataclasses.replace(
+        results,
+        base=other(results.base),
+        runs=tuple(map(other, results.runs)),
+        protocol="likelihood",
+    )
 
 
 @pytest.mark.parametrize("scores", [ONE, THREE, METHODS, {"dora": [sample.first(20)]}])
@@ -124,12 +154,14 @@ def test_evidence_statistics_tasks_runs_and_search_are_there():
     assert [row[1:] for row in evidence[1:]] == [["200", "0.400 %", "yes"]] * 3
     assert statistics[1][0] == "DoRA - LoRA"
     assert statistics[1][1].startswith("+5.0")
-    assert "6 : 0" in statistics[1][4]
-    assert [row[:5] for row in tasks[1:]] == [
-        ["even", "20", "20.0 %", "58.3 %", "65.0 %"],
-        ["odd", "20", "20.0 %", "56.7 %", "60.0 %"],
-        ["Average of the tasks", "", "20.0 %", "57.5 %", "62.5 %"],
+    assert statistics[1][3] == "t test over rows and seeds 3 seeds"
+    assert "6 : 0" in statistics[1][5]
+    assert [values(row)[:5] for row in tasks[1:]] == [
+        ["even", "20", "20.0", "58.3", "65.0"],
+        ["odd", "20", "20.0", "56.7", "60.0"],
+        ["Average of the tasks", "40", "20.0", "57.5", "62.5"],
     ]
+    assert tasks[1][2] == "20.0 % 8.1 to 41.6"  # Wilson, 4 of 20
     assert [row[0] for row in runs[1:]] == [
         f"{method}, seed {seed}" for method in ("LoRA", "DoRA") for seed in range(3)
     ]
@@ -157,6 +189,85 @@ def test_three_methods_are_compared_in_pairs():
     pairs = [row[0] for row in page.tables[2][1:]]
     assert pairs == ["DoRA - LoRA", "Magnitude only - LoRA", "Magnitude only - DoRA"]
     assert "corrected for 3 comparisons by Holm's method" in page.words
+
+
+def test_each_pair_is_told_with_its_own_test_and_interval():
+    """A method that was run once is compared by other means than those with three seeds."""
+    page = Page(sample.plain(render_report(sample.results({**THREE, "full": [sample.first(30)]}))))
+    assert [row[3] for row in page.tables[2][1:]] == [
+        "t test over rows and seeds 3 seeds",
+        "exact McNemar test 1 seed",
+        "exact McNemar test 1 seed",
+    ]
+    intervals = (
+        "for pairs with 3 seeds: t with variance over rows and 3 seeds, paired by both; "
+        "for pairs with 1 seed: Bonett-Price, paired by row"
+    )
+    for text in (
+        "(for pairs with 3 seeds: t test over rows and seeds; for pairs with 1 seed: exact McNemar",
+        f"({intervals}; not corrected)",
+        f"Bars: 95 % intervals, {intervals}. A bar",  # of the plot
+        "for methods with 3 seeds: Wilson with the effective number of rows, over rows and 3 "
+        "seeds; for methods with 1 seed and the base model: Wilson, over rows.",
+        "with 3 seeds sign flips cannot go below p = 0.25.",
+        "Of a pair with one seed both speak about this one pair of runs",
+    ):
+        assert text in page.words
+    # A single pair's plot has its seeds too, each by the means of one.
+    page = Page(sample.plain(render_report(sample.results(THREE))))
+    assert "for single seeds: Bonett-Price, paired by row. A bar" in page.words
+    assert "on the interval under the difference (t with variance over rows and 3" in page.words
+    page = Page(sample.plain(render_report(sample.results(ONE))))
+    assert "Bars: 95 % intervals, Wilson, over rows." in page.words
+    assert "Both speak about this one pair of runs" in page.words
+
+
+def test_tasks_are_told_by_every_protocol(tmp_path):
+    results = by_two(sample.results(ONE))
+    path = write_report(results, tmp_path / "report.html")
+    page = Page(sample.plain(path.read_text(encoding="utf-8")))
+    main, other = (table for table in page.tables if table[0][0] == "Task")
+    assert [values(row)[:5] for row in main[1:3]] == [
+        ["even", "20", "20.0", "60.0", "65.0"],
+        ["odd", "20", "20.0", "60.0", "65.0"],
+    ]
+    # In reverse the rows 14 to 39 are right with DoRA, 16 to 39 with LoRA.
+    assert [row[4].split(" % ")[0] for row in other[1:]] == ["65.0", "65.0", "65.0"]
+    summaries = {p: summarize(results.by_protocol(p)) for p in ("likelihood", "generate")}
+    with open(tmp_path / "plots" / "by_task.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 3 * 3
+    for row in rows:
+        summary = summaries[row["protocol"]]
+        tasks = {task.task: task for task in (*summary.tasks, summary.average)}
+        task, arm = tasks[row["task"]], row["arm"]
+        interval = task.base_interval if arm == "base" else task.intervals[arm]
+        mean = task.base if arm == "base" else task.accuracies[arm]
+        assert int(row["rows"]) == task.rows
+        assert (float(row["low"]), float(row["accuracy"]), float(row["high"])) == (
+            interval.low,
+            mean,
+            interval.high,
+        )
+    seen = [table for table in page.tables if "Average ofthe tasks" in table[0]]
+    average = summaries["generate"].average.intervals["dora"]
+    assert f"{100 * average.low:.1f} to {100 * average.high:.1f} %" in seen[0][-1][3]
+
+
+def test_one_task_is_no_table_of_tasks(tmp_path):
+    results = sample.results(eval_rows=[EvalRow()] * sample.ROWS)
+    path = write_report(by_two(results), tmp_path / "report.html")
+    page = path.read_text(encoding="utf-8")
+    assert "By task" not in page
+    assert "by_task" not in page
+    assert not (tmp_path / "plots" / "by_task.csv").exists()
+
+
+def test_a_task_with_most_of_the_rows_is_named():
+    rows = [EvalRow("large")] * 30 + [EvalRow("small")] * 10
+    said = "75 % of them are of large: it weighs more there than all other tasks."
+    assert said in Page(sample.plain(render_report(sample.results(eval_rows=rows)))).words
+    assert "weighs more" not in render_report(sample.results())
 
 
 @pytest.mark.parametrize(
@@ -281,13 +392,21 @@ def test_scores_are_reported_in_points_and_each_task_by_its_metric():
     assert published[2][2:] == ["80.0", "100.0", "100.0", "120.0", "100.0"]
     assert "Higher score(first : second)" in statistics[0]
     assert not any("Cohen" in cell for cell in statistics[0])
-    assert [row[:5] for row in by_task[1:]] == [
-        ["vqa VQA accuracy", "10", "0.0", "50.0", "80.0"],
-        ["gqa exact match", "10", "0.0", "100.0", "100.0"],
-        ["caption CIDEr-D", "10", "40.0", "120.0", "120.0"],
-        ["nlvr exact match", "10", "0.0", "0.0", "100.0"],
-        ["Average of the tasks", "", "10.0", "67.5", "100.0"],
+    assert [row[0] for row in by_task[1:-1]] == [
+        "vqa VQA accuracy",
+        "gqa exact match",
+        "caption CIDEr-D",
+        "nlvr exact match",
     ]
+    assert [values(row)[1:5] for row in by_task[1:]] == [
+        ["10", "0.0", "50.0", "80.0"],
+        ["10", "0.0", "100.0", "100.0"],
+        ["10", "40.0", "120.0", "120.0"],
+        ["10", "0.0", "0.0", "100.0"],
+        ["40", "10.0", "67.5", "100.0"],
+    ]
+    # The average is the score itself here.
+    assert by_task[-1][4] == page.row(0, "DoRA")[1]
     for text in (
         "LoRA: blue (30.0 points)",
         "DoRA: a cat (120.0 points)",

@@ -1,6 +1,8 @@
+import numpy as np
 import pytest
 
-from dora_jax.analysis.results import HistoryPoint
+from dora_jax.analysis.results import EvalRow, HistoryPoint
+from dora_jax.analysis.statistics import accuracy_interval, difference_interval, score_interval
 from dora_jax.analysis.summary import summarize
 from tests.analysis import sample
 
@@ -88,6 +90,44 @@ def test_tasks_are_broken_down():
     assert by_name["odd"].difference == pytest.approx(-0.5)
 
 
+def test_tasks_and_their_average_have_intervals():
+    """Ten rows of one task and thirty of another, which count alike in the average alone."""
+    rows = [EvalRow("small")] * 10 + [EvalRow("large")] * 30
+    scores = {"lora": [sample.first(10)] * 2, "dora": [sample.first(16), sample.first(22)]}
+    summary = summarize(sample.results(scores, eval_rows=rows))
+    small, large = summary.tasks
+    table = np.array(scores["dora"])
+    assert large.intervals["dora"] == accuracy_interval(table[:, 10:])
+    assert small.base_interval == accuracy_interval(np.array([sample.BASE[:10]]))
+    average, names = summary.average, [row.task for row in rows]
+    assert average.rows == 40
+    assert average.accuracies == pytest.approx({"lora": 0.5, "dora": (1 + 0.3) / 2})
+    assert average.difference == pytest.approx(0.15)
+    assert average.interval == difference_interval(table - np.array(scores["lora"]), names)
+    wide = score_interval(table, names)
+    assert average.intervals["dora"] == wide
+    assert average.accuracies["dora"] in wide
+
+
+def test_the_average_of_accuracies_ends_at_one():
+    full = {"lora": [sample.first(39)], "dora": [sample.first(40)]}
+    assert summarize(sample.results(full)).average.intervals["dora"].high == 1.0
+
+
+def test_a_task_dominates_with_more_than_half_of_pooled_rows():
+    def dominant(results):
+        found = summarize(results).dominant_task
+        return found and found.task
+
+    def with_large(count):
+        rows = [EvalRow("large")] * count + [EvalRow("small")] * (sample.ROWS - count)
+        return sample.results(eval_rows=rows)
+
+    assert dominant(with_large(20)) is None
+    assert dominant(with_large(21)) == "large"
+    assert dominant(sample.scored(SCORED, UNEVEN, base=(0.3, 0, 1, 0))) is None
+
+
 def test_evidence_that_magnitudes_moved():
     flat = tuple(HistoryPoint(step, 1.0, magnitude_drift=0.0) for step in range(3))
     runs = [
@@ -127,9 +167,9 @@ def test_scores_are_averaged_over_tasks():
     assert (lora.accuracy, dora.accuracy) == pytest.approx((1.2, 1.55))
     assert dora.over_base.difference == pytest.approx(1.55 - 0.55)
     assert dora.over_base.difference in dora.over_base.interval
-    assert (summary.macro_average(None), summary.macro_average("dora")) == pytest.approx(
-        (0.55, 1.55)
-    )
+    average = summary.average
+    assert (average.base, average.accuracies["dora"]) == pytest.approx((0.55, 1.55))
+    assert average.intervals["dora"] == dora.interval
     assert summary.headline is not None
     assert summary.headline.comparison.difference == pytest.approx(0.35)
     by_name = {task.task: task for task in summary.tasks}
