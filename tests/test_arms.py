@@ -164,9 +164,20 @@ def test_yes_and_no_are_read_as_python_and_json_write_them():
         assert [arm.config.adapter.detach_norm for arm in dora] == [True, False]
 
 
+def test_lists_may_vary_and_whole_numbers_are_floats():
+    text = 'adapter.modules_to_save=[["lm_head"],[]]'
+    found = make_arms(experiment(grid=(text,), compare=CompareConfig(methods=("dora",))))
+    assert [arm.config.adapter.modules_to_save for arm in found] == [("lm_head",), ()]
+    for grid in (("adapter.alpha=16,16.0",), {"adapter.alpha": [16.0]}):
+        (arm,) = make_arms(experiment(grid=grid, compare=CompareConfig(methods=("dora",))))
+        assert repr(arm.settings()["adapter"]["alpha"]) == "16.0"
+
+
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
+        ({"adapter.rank": 4}, r"grid over adapter\.rank: give a list of values; got 4"),
+        ({"adapter.rank+adapter.alpha": (4, 8)}, "a list of values, each a list of 2; got"),
         (
             ("adapter.rnk=4",),
             r"'adapter.rnk' is not a field that may vary \(did you mean 'adapter.ra",

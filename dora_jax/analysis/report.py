@@ -109,10 +109,9 @@ def _render(
         published=beside_published(summary),
         settings=list(_flattened(results.settings)),
         environment=list(_flattened(results.environment)),
-        skipped=[
-            (split, reason, count)
-            for split, reasons in results.data.skipped.items()
-            for reason, count in reasons.items()
+        not_as_they_were=[
+            ("Rows left out", _counts(results.data.skipped)),
+            ("Rows shortened", _counts(results.data.cut)),
         ],
         samples=_samples(summary),
         is_shown=is_shown,
@@ -148,6 +147,15 @@ def _samples(summary: Summary) -> list[tuple[Sample, list[tuple[str, str, str]]]
             [(w, s.answers[n], mark(s.correct[sample.row])) for w, s in speakers if s.answers],
         )
         for n, sample in enumerate(results.samples)
+    ]
+
+
+def _counts(rows: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, int]]:
+    """Return (split, reason, count) of rows that were treated so."""
+    return [
+        (split, reason, count)
+        for split, reasons in rows.items()
+        for reason, count in reasons.items()
     ]
 
 

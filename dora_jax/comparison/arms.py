@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from dora_jax.analysis.grid_words import point_text, value_text
 from dora_jax.analysis.results import METHOD_LABELS
 from dora_jax.errors import DoraError
-from dora_jax.training.checks import require_kind
+from dora_jax.training.checks import of_kind
 from dora_jax.training.config import AdapterConfig, ExperimentConfig, GridAxis, RunMethod
 
 _LOW_RANK = ("rank", "alpha", "scaling", "dropout", "dropout_style", "init")
@@ -162,7 +162,7 @@ def _replaced(config: ExperimentConfig, path: str, value: Any, where: str) -> Ex
     section, name = path.split(".")
     given = getattr(config, section)
     try:
-        require_kind(path, value, get_type_hints(type(given))[name])
+        value = of_kind(path, value, get_type_hints(type(given))[name])
         inner = dataclasses.replace(given, **{name: value})
         return dataclasses.replace(config, **{section: inner})
     except (TypeError, ValueError) as error:

@@ -103,6 +103,7 @@ def encode_all(
     vision: Sight | None = None,
     start: int | None = None,
     bound: str = "data.max_length",
+    written: int = 0,
 ) -> Encoded:
     """Encode examples.
 
@@ -119,6 +120,7 @@ def encode_all(
         vision: the model's, where it sees.
         start: see `EncodedRow`; prompt and answer then have `max_length` tokens each.
         bound: what `max_length` is, for people.
+        written: tokens that may be written after the prompt, which `max_length` must hold too.
 
     Raises:
         DoraError: for a row that is too long, under `error`; rows with images for a model that
@@ -154,10 +156,11 @@ def encode_all(
         except LeftOut as reason:
             left_out[str(reason)] += 1
             continue
-        length = _length(row)
-        if length > max_length:
+        length, most = _length(row), max_length - max(0, written - _longest_answer(row))
+        if length > most:
             if too_long == "error":
-                way = f"raise --{bound.replace('_', '-')}" if "." in bound else "shorten it"
+                flag = bound.split()[0].replace("_", "-")
+                way = f"raise --{flag}" if "." in flag else "shorten it"
                 raise DoraError(
                     f"{example.where or f'row {number}'}: is {length} tokens long, more than "
                     f"{bound} ({max_length}): {way}, or let --data.too-long drop or truncate "
@@ -165,7 +168,7 @@ def encode_all(
                     f"{(example.prompt or example.answer)[:60]!r})"
                 )
             ends = (len(tokenizer.start_ids), len(tokenizer.final_ids))
-            shorter = _CUTS[too_long](row, max_length, *ends)
+            shorter = _CUTS[too_long](row, most, *ends)
             # Of features no token stands in the prompt, which may be cut.
             stands = bool(row.images) and isinstance(vision, Vision)
             if shorter is None or (stands and len(shorter.prompt) < len(row.prompt)):

@@ -394,9 +394,9 @@ def encode_task(
         )
         # The length of the texts of an encoder-decoder belongs to how it is asked.
         if split == "evaluation" and start is None and context is not None:
-            encoded = _encode_evaluated(encode, evaluation, context)
+            section, encoded = "evaluation", _encode_evaluated(encode, evaluation, context)
         else:
-            encoded = encode(max_length=config.max_length)
+            section, encoded = "data", encode(max_length=config.max_length)
         reasons = dict(examples.left_out.get(split, {}))
         for reason, count in encoded.left_out.items():
             reasons[reason] = reasons.get(reason, 0) + count
@@ -404,7 +404,7 @@ def encode_task(
             why = "; ".join(f"{n} {reason}" for reason, n in reasons.items()) or "there are none"
             raise DoraError(
                 f"{examples.name}: no rows are left for {split} ({why}): give more rows, raise "
-                "--data.max-length, or let --data.too-long cut them"
+                f"--{section}.max-length, or let --data.too-long cut them"
             )
         rows[split] = tuple(encoded.rows)
         if reasons:
@@ -449,21 +449,14 @@ def _encode_evaluated(
 ) -> Encoded:
     """Return the rows to evaluate, of all that the model can read: training's bound is its own."""
     given = evaluation.max_length
-    found = encode(
-        max_length=given or context,
-        bound="evaluation.max_length" if given else "the model's context",
-    )
-    rows = found.rows
-    if not rows:
-        return found
-    written = 0
+    limit, bound = given or context, "evaluation.max_length" if given else "the model's context"
+    found = encode(max_length=limit, bound=bound)
+    rows, written = found.rows, 0
     if any(row.metric for row in rows) or "generate" in evaluation.protocols:
         written = evaluation.new_tokens
     if not all(row.options for row in rows):
         written = max(written, new_tokens(rows))
-    if all(len(row.prompt) + written <= context for row in rows):
+    if all(len(row.prompt) + written <= limit for row in rows):
         return found
-    return encode(
-        max_length=context - written,
-        bound=f"the model's context less the {written} tokens that may be written",
-    )
+    bound += f" with {written} tokens to be written"
+    return encode(max_length=limit, bound=bound, written=written)

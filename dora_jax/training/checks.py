@@ -35,23 +35,31 @@ _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
 }
 
 
-def require_kind(name: str, value: object, hint: Any) -> None:
-    """Require a value of the kind that a field's annotation names.
+def frozen(value: Any) -> Any:
+    """Return a value whose lists are tuples, as the fields have them."""
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
+
+
+def of_kind(name: str, value: object, hint: Any) -> object:
+    """Return a value as the kind that a field's annotation names: 1 is 1.0, a list is a tuple.
 
     What a `Literal` allows is left to the field's own check, which names the choices.
+
+    Raises:
+        DoraError: for a value of another kind.
     """
     words = []
     is_union = get_origin(hint) in (Union, UnionType)
     for kind in get_args(hint) if is_union else (hint,):
         origin = get_origin(kind) or kind
         if origin is Literal:
-            return
+            return value
         types, word = _KINDS[origin]
         # True is an int to Python.
         if isinstance(value, types) and (isinstance(value, bool) <= (origin is bool)):
-            return
+            return float(value) if origin is float else frozen(value)  # type: ignore[arg-type]
         words.append(word)
-    require(False, name, value, " or ".join(words))
+    raise DoraError(f"{name} must be {' or '.join(words)}; got {value!r}")
 
 
 def require_seed(name: str, seed: int) -> None:

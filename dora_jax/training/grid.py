@@ -8,6 +8,7 @@ from typing import Any
 
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
+from dora_jax.training.checks import frozen
 from dora_jax.training.sections import (
     AdapterConfig,
     DataConfig,
@@ -90,8 +91,16 @@ class GridAxis:
     @classmethod
     def of(cls, fields: Sequence[str], values: Sequence[Any]) -> "GridAxis":
         """Make an axis of values, each a sequence where several fields vary together."""
-        rows = [tuple(value) if len(fields) > 1 else (value,) for value in values]
-        return cls(tuple(fields), tuple(rows))
+        several, given = len(fields) > 1, frozen(values)
+        rows = given if isinstance(given, tuple) else ()
+        if several and not all(isinstance(row, tuple) for row in rows):
+            rows = ()
+        if not rows:
+            each = f", each a list of {len(fields)}" if several else ""
+            raise DoraError(
+                f"grid over {'+'.join(fields)}: give a list of values{each}; got {values!r}"
+            )
+        return cls(tuple(fields), rows if several else tuple((value,) for value in rows))
 
     def __str__(self) -> str:
         values = [row if len(self.fields) > 1 else row[0] for row in self.values]

@@ -207,8 +207,8 @@ class EvaluationConfig:
     new_tokens: int = 32
     """Tokens that generate writes, at most."""
     max_length: int | None = None
-    """Longest evaluated row in tokens, answer and all; none is what the model's context holds.
-    (Of encoder-decoders data.max_length bounds evaluated texts too.)"""
+    """Longest evaluated row in tokens, with its answer or what may be written; none is what the
+    model's context holds. (Of encoder-decoders data.max_length bounds evaluated texts too.)"""
     samples: int = 0
     """Rows that the report shows, with their images and what each method said."""
 

@@ -4,7 +4,8 @@ A model of this size hardly binds option labels to options, so the files beside 
 two ways: `smollm2_cloze.py` (the answer is the option's own text, scored by normalised
 likelihood) and `smollm2_index.py` (the paper's: the answer names a label).
 
-The rows are expected in `data/commonsense`: train.jsonl.gz, and one JSONL file for each task.
+The rows are expected in `data/commonsense`: train.jsonl.gz, and one JSONL file for each task, see
+experiments/README.md.
 """
 
 import dataclasses

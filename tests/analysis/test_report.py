@@ -342,10 +342,19 @@ def test_what_was_not_measured_is_a_dash():
     row = page.row(0, "DoRA")
     assert [row[3], *row[6:]] == ["~"] * 5
     assert "No training history was recorded." in page.words
-    assert "No row was left out." in page.words
+    assert "No row was left out or shortened." in page.words
     assert "not shown" in page.words
     assert "None" not in page.words
     assert "nan" not in page.words
+
+
+def test_shortened_rows_are_told():
+    results = sample.results()
+    data = dataclasses.replace(results.data, skipped={}, cut={"train": {"long": 7}})
+    page = Page(sample.plain(render_report(dataclasses.replace(results, data=data))))
+    assert page.tables[-1][1:] == [["train", "long", "7"]]
+    assert "Rows shortened" in page.words
+    assert "left out" not in page.words
 
 
 def test_rendering_is_deterministic_and_the_file_complete(tmp_path):

@@ -297,10 +297,25 @@ def test_there_is_room_for_what_is_written(data, tmp_path, protocol):
     evaluation = EvaluationConfig(protocols=(protocol,), new_tokens=32)
     task = encode_task(read_examples(config), config, tokenizer(), evaluation, context=100)
     (found,) = task.rows["evaluation"]
-    room = 100 - 32 if protocol == "generate" else 100
-    assert len(found.prompt) == room - len(found.answer) - 1
+    behind = 32 if protocol == "generate" else len(found.answer) + 1
+    assert len(found.prompt) == 100 - behind
     (reason,) = task.cut["evaluation"]
-    assert ("less the 32 tokens" in reason) == (protocol == "generate")
+    assert ("with 32 tokens to be written" in reason) == (protocol == "generate")
+
+
+def test_a_row_that_leaves_room_stays_beside_one_that_does_not(data, tmp_path):
+    options = ["hello", "x" * 50]  # an answer may be longer than what is written
+    fits = {"instruction": "a" * 30, "output": "hello", "options": options}
+    config = dataclasses.replace(
+        data([row(n, options=None) for n in range(10)], prompt="none"),
+        eval=write(tmp_path / "asked.jsonl", [fits, LONG]),
+    )
+    evaluation = EvaluationConfig(protocols=("generate",), new_tokens=32)
+    task = encode_task(read_examples(config), config, tokenizer(), evaluation, context=110)
+    assert len(task.rows["evaluation"]) == 1
+    config = dataclasses.replace(config, eval=write(tmp_path / "long.jsonl", [LONG]))
+    with pytest.raises(DoraError, match=r"no rows are left for evaluation .*--evaluation\.max-len"):
+        encode_task(read_examples(config), config, tokenizer(), evaluation, context=110)
 
 
 def test_the_beginning_of_a_long_row_is_learned_where_prompts_are(data):
