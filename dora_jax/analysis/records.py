@@ -15,6 +15,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+# What stands for each kind of value, and what it is called.
+SCALARS: dict[type, tuple[tuple[type, ...], str]] = {
+    float: ((int, float), "a number"),
+    int: ((int,), "a whole number"),
+    str: ((str,), "a text"),
+    bool: ((bool,), "true or false"),
+}
 NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 T = TypeVar("T")
@@ -121,12 +128,15 @@ def _decode_any(kind: Any, value: Any, field: str) -> Any:
 def _decode_scalar(kind: type, value: Any, field: str) -> Any:
     if kind is float and isinstance(value, str) and value in NON_FINITE:
         return NON_FINITE[value]
-    # In Python True is an int; in a results file it is a mistake.
-    allowed = {float: (int, float), int: (int,), str: (str,), bool: (bool,)}[kind]
-    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
-        raise FieldError(field, f"must be {words[kind]}, got {_shown(value)}")
+    allowed, words = SCALARS[kind]
+    if not is_instance(value, allowed):
+        raise FieldError(field, f"must be {words}, got {_shown(value)}")
     return kind(value)
+
+
+def is_instance(value: object, allowed: tuple[type, ...]) -> bool:
+    """As `isinstance`, but True is no number: in Python it is an int, in a file a mistake."""
+    return isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))
 
 
 def _join(field: str, name: str) -> str:

@@ -293,7 +293,7 @@ _BY_TYPE = {family.model_type: name for name, family in _FAMILIES.items()}
 
 
 # Read by the modules beside this one.
-ELSEWHERE = ("LlavaForConditionalGeneration", "BartForConditionalGeneration", "VLBart")
+_ELSEWHERE = ("LlavaForConditionalGeneration", "BartForConditionalGeneration", "VLBart")
 
 
 def read_config(path: Path) -> LlamaConfig:
@@ -359,7 +359,7 @@ def _architecture(raw: Raw, path: Path) -> str:
         kind = ", ".join(named) or f"model_type {raw.get('model_type')!r}"
         raise DoraError(
             f"{path}: a model of architecture {kind}; supported: {', '.join(_FAMILIES)}; of models "
-            f"that see or encode: {', '.join(ELSEWHERE)}"
+            f"that see or encode: {', '.join(_ELSEWHERE)}"
         )
     return given[0]
 

@@ -9,10 +9,10 @@ import numpy as np
 from dora_jax.analysis.formatting import METRIC_WORDS
 from dora_jax.analysis.statistics import accuracy_interval, score_interval
 from dora_jax.checkpoint.adapter import AdapterInfo, load_model
-from dora_jax.comparison.workbench import check_length, rounded, sight_of
+from dora_jax.comparison.workbench import rounded, task_of
 from dora_jax.data.splits import read_examples
 from dora_jax.errors import DoraError
-from dora_jax.evaluation.task import Task, encode_task
+from dora_jax.evaluation.task import Task
 from dora_jax.models.build import SHARDING, build_model
 from dora_jax.sharding import run_mesh
 from dora_jax.training.config import ExperimentConfig
@@ -44,16 +44,7 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
         )
     pretrained = loaded.pretrained
     params = rounded(loaded.merged(), config.model)
-    check_length(config, pretrained)
-    task = encode_task(
-        examples,
-        config.data,
-        pretrained.tokenizer,
-        config.evaluation,
-        sight_of(pretrained, config.data),
-        pretrained.start_token,
-        pretrained.config.text.context_length,
-    )
+    task = task_of(config, examples, pretrained)
     plain = build_model(pretrained.config, dtype=jnp.dtype(config.model.dtype))
     with WorkProgress(task.tokens("evaluation")) as progress:
         progress.part("evaluation")

@@ -98,20 +98,29 @@ class Workbenches:
         pretrained, weights = self._models[model]
         key = (config.data, config.evaluation, config.model.name)
         if key not in self._tasks:
-            check_length(config, pretrained)
-            self._tasks[key] = encode_task(
-                self._examples[config.data],
-                config.data,
-                pretrained.tokenizer,
-                config.evaluation,
-                sight_of(pretrained, config.data),
-                pretrained.start_token,
-                pretrained.config.text.context_length,
-            )
+            self._tasks[key] = task_of(config, self._examples[config.data], pretrained)
         return Workbench(config, pretrained, weights, self._tasks[key])
 
 
-def sight_of(pretrained: Pretrained, data: DataConfig) -> Sight | None:
+def task_of(config: ExperimentConfig, examples: Examples, pretrained: Pretrained) -> Task:
+    """Return what is trained and scored on, encoded for a model.
+
+    Raises:
+        DoraError: for rows that may be longer than its context; for data that it does not read.
+    """
+    _check_length(config, pretrained)
+    return encode_task(
+        examples,
+        config.data,
+        pretrained.tokenizer,
+        config.evaluation,
+        _sight_of(pretrained, config.data),
+        pretrained.start_token,
+        pretrained.config.text.context_length,
+    )
+
+
+def _sight_of(pretrained: Pretrained, data: DataConfig) -> Sight | None:
     """Return what a model takes for the images of the data; None where it reads text alone.
 
     Raises:
@@ -145,7 +154,7 @@ def rounded(params: Params, model: ModelConfig) -> Params:
     return jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
 
 
-def check_length(config: ExperimentConfig, pretrained: Pretrained) -> None:
+def _check_length(config: ExperimentConfig, pretrained: Pretrained) -> None:
     """Find rows that may be longer than the model's context before any is.
 
     Raises:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from dora_jax.analysis.records import SCALARS, is_instance
 from dora_jax.errors import DoraError
 from dora_jax.spec import nearest
 
@@ -25,10 +26,7 @@ def require_choice(name: str, value: object, choices: Any) -> None:
 
 
 _KINDS: dict[Any, tuple[tuple[type, ...], str]] = {
-    bool: ((bool,), "true or false"),
-    int: ((int,), "a whole number"),
-    float: ((int, float), "a number"),
-    str: ((str,), "a text"),
+    **SCALARS,
     Path: ((str, Path), "a path"),
     tuple: ((list, tuple, Mapping), "a list"),
     NoneType: ((NoneType,), "null"),
@@ -55,8 +53,7 @@ def of_kind(name: str, value: object, hint: Any) -> object:
         if origin is Literal:
             return value
         types, word = _KINDS[origin]
-        # True is an int to Python.
-        if isinstance(value, types) and (isinstance(value, bool) <= (origin is bool)):
+        if is_instance(value, types):
             return float(value) if origin is float else frozen(value)  # type: ignore[arg-type]
         words.append(word)
     raise DoraError(f"{name} must be {' or '.join(words)}; got {value!r}")
