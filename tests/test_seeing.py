@@ -23,7 +23,7 @@ from dora_jax.chat import Chat
 from dora_jax.checkpoint.llava import read_llava_folder
 from dora_jax.checkpoint.llava_parts import join_parts
 from dora_jax.checkpoint.pretrained import load_pretrained
-from dora_jax.comparison.compare import compare
+from dora_jax.comparison.compare import compare, train
 from dora_jax.comparison.evaluate import evaluate
 from dora_jax.errors import DoraError
 from dora_jax.generate_file import generate_file
@@ -52,6 +52,15 @@ TUNED = r"language_model/.*/(q|v)_proj"
 
 def command(*arguments):
     cli.main([str(argument) for argument in arguments])
+
+
+def damage(path):
+    """Write noise as an image, and change it in the middle, where neither end shows it."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +254,23 @@ def test_blind_arms_stand_beside_those_that_see(folder):
     assert blind.accuracy == 0.5
 
 
+def test_a_run_counts_the_images_that_it_could_not_read(folder, tmp_path):
+    damage(folder / "pictures" / "2.png")
+    rows = [
+        {"id": f"{n}", "image": f"{n % 3}.png", "conversations": said(f"What {n}?", "low")}
+        for n in range(9)
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    config = experiment(folder, out=tmp_path / "run")
+    data = dataclasses.replace(config.data, train=tmp_path / "train.json")
+    (run,) = train(dataclasses.replace(config, data=data), "the command").runs
+    assert run.broken_images == 1
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert stored["runs"][0]["broken_images"] == 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "1 image could not be read in training" in page.replace("\N{NO-BREAK SPACE}", " ")
+
+
 def test_an_interrupted_run_goes_on_with_its_pictures(results, folder, monkeypatch):
     """Killed behind its first checkpoint; the numbers are those of the run that was not."""
     config = experiment(folder, out=folder / "killed", execute=ExecuteConfig(reuse=False))
@@ -325,15 +351,6 @@ def test_a_bad_row_of_prompts_is_named_before_any_work(folder, tmp_path, row, me
             image_folder=folder / "pictures",
         )
     assert not (tmp_path / "said.jsonl").exists()
-
-
-def damage(path):
-    """Write noise as an image, and change it in the middle, where neither end shows it."""
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
-    Image.fromarray(noise).save(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
 
 
 def test_an_image_that_is_damaged_in_its_middle_is_named_before_any_work(folder, tmp_path):

@@ -82,6 +82,7 @@ def cautions(summary: Summary) -> tuple[Caution, ...]:
         *_range_cautions(summary),
         *_search_cautions(summary),
         *_skipped_cautions(summary),
+        *_broken_cautions(summary),
     )
     found += [Caution(text) for text in milder]
     return tuple(sorted(found, key=lambda caution: not caution.grave))
@@ -376,6 +377,23 @@ def _skipped_cautions(summary: Summary) -> list[str]:
             what = f"{rows} {were} left out of the evaluation"
         found.append(f"{what} ({', '.join(reasons)}).")
     return found
+
+
+def _broken_cautions(summary: Summary) -> list[str]:
+    """Images that training could not read: of these rows less was learned than the counts say."""
+    runs = summary.results.runs
+    counts = {run.broken_images for run in runs}
+    if not any(counts):
+        return []
+    if len(counts) == 1:
+        (count,) = counts
+        images, their = say.plural(count, "image"), "its row" if count == 1 else "their rows"
+        return [f"{images} could not be read in training: nothing of {their} was trained on."]
+    by_run = [f"{summary.label(run.method)}, seed {run.seed}: {run.broken_images}" for run in runs]
+    return [
+        "Images could not be read in training, not the same number in all runs, and nothing of "
+        f"their rows was trained on ({'; '.join(by_run)})."
+    ]
 
 
 def _has_all_rows_asked_for(results: ComparisonResults) -> bool:

@@ -265,7 +265,8 @@ class RunResult:
     Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
     compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
     `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known;
-    `accuracy`, `correct`, `answers` and `unanswered` are as `BaseResult` says.
+    `broken_images` counts the images met in training that could not be read, and nothing of whose
+    rows was trained on; `accuracy`, `correct`, `answers` and `unanswered` are as `BaseResult` says.
     """
 
     method: str
@@ -287,6 +288,7 @@ class RunResult:
     other: dict[str, ProtocolResult] = field(default_factory=dict)
     answers: tuple[str, ...] = ()
     unanswered: int | None = None
+    broken_images: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "correct", checked_marks(self.correct, self.accuracy))

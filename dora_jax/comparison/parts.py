@@ -25,6 +25,8 @@ from dora_jax.checkpoint.adapter import FOLDER, AdapterInfo, save_adapter
 from dora_jax.comparison.arms import ArmPlan
 from dora_jax.comparison.reuse import Shelf
 from dora_jax.comparison.workbench import Workbench
+from dora_jax.data.broken_images import FILE as BROKEN_FILE
+from dora_jax.data.broken_images import read_broken
 from dora_jax.data.examples import Split
 from dora_jax.errors import DoraError
 from dora_jax.models.build import Writer
@@ -260,6 +262,7 @@ def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> 
         other=score.other,
         answers=score.answers,
         unanswered=score.unanswered,
+        broken_images=len(read_broken(folder / BROKEN_FILE)),
     )
     return run, (
         f"{part.arm.name}, seed {part.seed}: {bench.task.figure(score.accuracy)}; "
@@ -295,6 +298,9 @@ def _fit(
     params = _start(bench.pretrained.params, model, rules, part.seed)
     share = row_share(run_mesh(), config.train.batch_size)
     batches = bench.task.batches(config.train, part.seed, share)
+    if is_first() and not (folder / CHECKPOINTS).exists():
+        (folder / BROKEN_FILE).unlink(missing_ok=True)  # of a try that left nothing to go on from
+    batches.note_broken(folder / BROKEN_FILE)
     work = TRAIN_PASSES * bench.task.train_tokens(config.train, 1)
 
     expected = 1

@@ -1,11 +1,13 @@
 """The images of training batches: opened when their batch is made, a broken one told."""
 
-import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dora_jax.data.broken_images import BrokenImages
 from dora_jax.data.examples import BadImages
 from dora_jax.data.images import BrokenImageError
 from dora_jax.data.train_rows import TrainRow
@@ -13,8 +15,6 @@ from dora_jax.data.vision import Sight, Vision, fill_up
 from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 from dora_jax.models.source import Visual
-
-_log = logging.getLogger(__name__)
 
 
 class OpensImages(Protocol):
@@ -24,6 +24,10 @@ class OpensImages(Protocol):
         self, places: Sequence[Sequence[TrainRow]], most: int
     ) -> tuple[Sequence[Sequence[TrainRow]], Any]:
         """Return the sequences and, with as many places for images in a row, what was opened."""
+        ...
+
+    def note_broken(self, path: Path) -> None:
+        """Name in a file what cannot be read from now on."""
         ...
 
 
@@ -47,18 +51,28 @@ class BatchFeatures(NamedTuple):
         rows = [[f for row in own for f in self.vision.pictures(row.images)] for own in places]
         return places, self.vision.stack(rows, most)
 
+    def note_broken(self, path: Path) -> None:
+        """Nothing is broken that was found."""
 
-class BatchImages(NamedTuple):
+
+@dataclass(frozen=True)
+class BatchImages:
     """How a batch's images are opened.
 
     Attributes:
         vision: the model's.
         bad: what happens where an image cannot be read: `skip` trains on nothing of its row, and
             says so; `error` ends the run.
+        broken: notes those that were skipped.
     """
 
     vision: Vision
     bad: BadImages = "skip"
+    broken: BrokenImages = field(default_factory=BrokenImages)
+
+    def note_broken(self, path: Path) -> None:
+        """Name the images that cannot be read in a file: see `BrokenImages`."""
+        self.broken.path = path
 
     def open(
         self, places: Sequence[Sequence[TrainRow]], most: int
@@ -88,14 +102,18 @@ class BatchImages(NamedTuple):
         return kept, fill_up(images, self.vision.shape, most)
 
     def _open(self, row: TrainRow) -> tuple[TrainRow, list[np.ndarray]]:
-        try:
-            return row, [self.vision.pixels(image.path) for image in row.images]
-        except BrokenImageError as error:
-            if self.bad == "error":
-                raise DoraError(
-                    f"{error}; mend it, or let --data.bad-images skip what is on it"
-                ) from error
-            _log.warning("%s; nothing of its row is trained on", error)
-            nothing = np.zeros(self.vision.shape, np.float32)
-            unlabelled = row._replace(positions=row.positions[:0], targets=row.targets[:0])
-            return unlabelled, [nothing] * len(row.images)
+        pixels = []
+        for image in row.images:
+            try:
+                pixels.append(self.vision.pixels(image.path))
+            except BrokenImageError as error:
+                if self.bad == "error":
+                    raise DoraError(
+                        f"{error}; mend it, or let --data.bad-images skip what is on it"
+                    ) from error
+                self.broken.note(image.path, error)
+        if len(pixels) == len(row.images):
+            return row, pixels
+        nothing = np.zeros(self.vision.shape, np.float32)
+        unlabelled = row._replace(positions=row.positions[:0], targets=row.targets[:0])
+        return unlabelled, [nothing] * len(row.images)

@@ -6,6 +6,7 @@ exactly, and several processes or workers make the same batches as one.
 
 import abc
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,6 +95,11 @@ class StepBatches(abc.ABC):
     @abc.abstractmethod
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0, or this process's share of it."""
+
+    def note_broken(self, path: Path) -> None:
+        """Name in a file the images that cannot be read from now on, each once."""
+        if self._images is not None:
+            self._images.note_broken(path)
 
     def _laid_out(
         self, places: Sequence[Sequence[TrainRow]], lay_out: Callable[..., Batch], *how: int

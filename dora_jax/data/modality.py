@@ -5,6 +5,7 @@ as its shape says: LLaVA's "group by modality".
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -74,6 +75,10 @@ class GroupedBatches(StepBatches):
     def row_ids(self, step: int) -> list[str]:
         part, own = self._planned(step)
         return self._parts[part].row_ids(own)
+
+    def note_broken(self, path: Path) -> None:
+        for part in self._parts:
+            part.note_broken(path)
 
     def batch(self, step: int) -> Batch:
         part, own = self._planned(step)

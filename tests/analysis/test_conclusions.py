@@ -241,6 +241,21 @@ def test_rows_left_out_are_counted_before_or_after_the_draw(settings, count, sai
     assert said in warned(sample.results(data=data, settings=settings))
 
 
+def test_images_that_training_could_not_read_are_said():
+    def told(*counts):
+        runs = [
+            sample.run(method, 0, WORSE, broken_images=count)
+            for method, count in zip(("lora", "dora"), counts, strict=True)
+        ]
+        return warned(sample.results(runs=runs))
+
+    assert "could not be read" not in told(0, 0)
+    assert "1 image could not be read in training: nothing of its row was trained on." in told(1, 1)
+    assert "3 images could not be read in training: nothing of their rows was" in told(3, 3)
+    assert "not the same number in all runs" in told(3, 0)
+    assert "(LoRA, seed 0: 3; DoRA, seed 0: 0)." in told(3, 0)
+
+
 def test_scores_are_told_in_points():
     tasks = ("gqa",) * 20 + ("caption",) * 20
     worse, better = (0.2,) * 20 + (0.8,) * 20, (0.4,) * 20 + (1.6,) * 20

@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="the vision extra is not installed")
 
+from dora_jax.data.broken_images import read_broken
 from dora_jax.data.encode import EncodedRow
 from dora_jax.data.vision import ImageFile
 from dora_jax.data.ways import make_batches
@@ -170,6 +171,34 @@ def test_of_a_broken_image_nothing_is_trained_on(rows, tmp_path, caplog):
     assert "cut.png: is no image that can be read" in record.getMessage()
     with pytest.raises(DoraError, match=r"cut\.png: .*mend it, or let --data\.bad-images skip"):
         made(broken, bad_images="error").batch(0)
+
+
+def test_a_broken_image_is_told_once_and_counted_once(rows, tmp_path, caplog):
+    """Over epochs and interruptions; both images of a row that has two of them."""
+    names = ("a.png", "b.png")
+    for name in names:
+        (tmp_path / name).write_text("broken")
+    files = tuple(ImageFile(name, str(tmp_path / name)) for name in names)
+    both = EncodedRow(**{**vars(rows[8]), "images": files})
+    first = EncodedRow(**{**vars(rows[2]), "images": files[:1]})
+    note = tmp_path / "part" / "broken_images.jsonl"
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            batches = made([both, first, rows[4], rows[1]], batch_size=1)
+            batches.note_broken(note)
+            for step in range(3 * batches.places_an_epoch):
+                batches.batch(step)
+    assert read_broken(note) == {str(tmp_path / name) for name in names}
+    told = [record.getMessage() for record in caplog.records]
+    assert sorted(f"{name}: is no image" in text for text in told for name in names) == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    note.write_text(note.read_text() + '"half')
+    assert len(read_broken(note)) == 2
+    assert read_broken(tmp_path / "none.jsonl") == set()
 
 
 def test_a_broken_row_leaves_its_neighbours_their_images(rows, tmp_path):
