@@ -113,10 +113,11 @@ def encode_all(
         tokenizer: the model's.
         max_length: tokens of a row at most: its prompt, its longest answer and the end token.
         too_long: what happens to longer rows: `drop`; `truncate_left`, which takes tokens from the
-            prompt's beginning; `truncate_right`, from the answer's end; `truncate_text`, from the
-            end of both; `error`. Dropped are also rows that a cut would leave without their answer
-            (but for `truncate_text`), without one of their options, or, where they have images,
-            without a part of their prompt.
+            prompt's beginning; `truncate_right`, from the answer's end, and of a conversation from
+            all that is behind the last answer that fits, in part or whole; `truncate_text`, from
+            the end of both; `error`. Dropped are also rows that a cut would leave without any
+            answer (but for `truncate_text`), without one of their options, or, where they have
+            images, without a part of one, or of what stands before it.
         vision: the model's, where it sees.
         start: see `EncodedRow`; prompt and answer then have `max_length` tokens each.
         bound: what `max_length` is, for people.
@@ -169,9 +170,10 @@ def encode_all(
                 )
             ends = (len(tokenizer.start_ids), len(tokenizer.final_ids))
             shorter = _CUTS[too_long](row, most, *ends)
-            # Of features no token stands in the prompt, which may be cut.
-            stands = bool(row.images) and isinstance(vision, Vision)
-            if shorter is None or (stands and len(shorter.prompt) < len(row.prompt)):
+            # Of features no token stands in the prompt.
+            if shorter is not None and isinstance(vision, Vision):
+                shorter = _with_whole_images(shorter, row, vision)
+            if shorter is None:
                 left_out[longer] += 1
                 continue
             row = shorter
@@ -234,6 +236,21 @@ def _with_images(row: EncodedRow, example: Example, vision: Sight | None) -> Enc
     return replace(row, prompt=tuple(prompt), earlier=tuple(earlier), images=example.images)
 
 
+def _with_whole_images(shorter: EncodedRow, row: EncodedRow, vision: Vision) -> EncodedRow | None:
+    """Return a row that was cut with the images that it has yet; None where one is not whole.
+
+    Args:
+        shorter: the row after the cut.
+        row: the row before it.
+        vision: the model's.
+    """
+    begins = shorter.prompt == row.prompt[: len(shorter.prompt)]
+    whole, rest = divmod(vision.count(shorter.prompt), vision.tokens)
+    if row.images and (rest or not begins):
+        return None
+    return replace(shorter, images=row.images[:whole])
+
+
 def _require_questions(examples: Sequence[Example]) -> None:
     """Check that each row is one text and its answer.
 
@@ -291,15 +308,24 @@ def _cut_left(row: EncodedRow, max_length: int, start: int, final: int) -> Encod
 
 
 def _cut_right(row: EncodedRow, max_length: int, start: int, final: int) -> EncodedRow | None:
-    """Take tokens from the answer's end, and the end token with them; from a source's end too."""
+    """Take tokens from the answer's end, and the end token with them; from a source's end too.
+
+    Where no token of the last answer fits, a conversation keeps the earlier ones that do.
+    """
     if row.start is not None:
         row = _cut_source(row, max_length, start, final)
         if _length(row) <= max_length:
             return row
     # As many tokens are fed as of a row that just fits, whose end token is predicted only.
     left = max_length - 1 - (len(row.prompt) if row.start is None else 0)
-    if left < 1 or row.options:
+    if row.options:
         return None
+    if left < 1:
+        shorter = _cut_text(row, max_length, start, final)
+        if shorter is None or not shorter.earlier:
+            return None
+        # What is behind the last answer teaches nothing.
+        return replace(shorter, prompt=shorter.prompt[: max(b for _, b in shorter.earlier)])
     # What is left of the others would be taken for whole.
     return replace(row, answer=row.answer[:left], is_cut=True, targets=())
 

@@ -112,8 +112,8 @@ class DataConfig:
     """Longest row to train on in tokens, and the length of packed rows."""
     too_long: TooLong = "drop"
     """What happens to longer rows, which are counted and reported in any case: drop, truncate_left
-    (the prompt's beginning goes), truncate_right (the answer's end goes; with train_on all the
-    text's, prompt included) or error."""
+    (the prompt's beginning goes), truncate_right (the answer's end goes, of a conversation whole
+    turns; with train_on all the text's, prompt included) or error."""
     packing: Packing = "none"
     """How rows become batches: none pads all to the longest; pack puts several into a row of
     max_length, none of which sees another; bucket pads rows of like length to a few lengths."""

@@ -175,6 +175,43 @@ def test_rows_that_are_too_long():
         cut(example, "error", 8, tokenizer)
 
 
+LETTERS = (
+    Turn("user", "ab"),
+    Turn("assistant", "cdef", trains=True),
+    Turn("user", "gh"),
+    Turn("assistant", "ijk"),  # which is not trained on
+    Turn("user", "lm"),
+)
+
+
+@pytest.mark.parametrize(
+    ("most", "fed", "said"),
+    [
+        (18, "abcdef</s>ghijk</s>lmno", ["cdef</s>", "no</s>"]),
+        (17, "abcdef</s>ghijk</s>lmn", ["cdef</s>", "n"]),
+        # Nothing of the last answer: what is behind the answer before it goes too.
+        (16, "abcdef</s>", ["cdef</s>"]),
+        (9, "abcdef</s>", ["cdef</s>"]),
+        (7, "abcdef", ["cdef"]),
+        (4, "abc", ["c"]),
+        (3, None, None),
+    ],
+)
+def test_a_conversation_is_cut_at_its_end_and_keeps_the_answers_that_fit(most, fed, said):
+    tokenizer = tiny_tokenizer()
+    found = cut(Example("lm", "no", turns=LETTERS), "truncate_right", most, tokenizer)
+    if fed is None:
+        assert (found.rows, sum(found.left_out.values())) == ([], 1)
+        return
+    assert found.left_out == {}
+    assert sum(found.cut.values()) == (most < 18)
+    made = train_row(found.rows[0], tokenizer.eos_id)
+    assert len(made.tokens) < most
+    assert tokenizer.decode(made.tokens, skip_special_tokens=False) == fed
+    targets = tokenizer.decode(made.targets, skip_special_tokens=False)
+    assert targets == "".join(said)
+
+
 def test_every_long_row_is_counted():
     long = [Example("abcdef", "xyz"), Example("a", "x"), Example("abcdef", "xy")]
     reason = "longer than data.max_length (6 tokens)"

@@ -101,6 +101,53 @@ def test_what_does_not_fit_with_its_images_is_left_out_not_cut(tokenizer, vision
     assert long.cut == {}
 
 
+PICTURES = (ImageFile("a", "/a", 3), ImageFile("b", "/b", 3))
+SHOWN = Example(
+    "And <image>?",
+    "here",
+    turns=(
+        Turn("user", "<image>\nWhat?"),
+        Turn("assistant", "dot", trains=True),
+        Turn("user", "And <image>?"),
+    ),
+    images=PICTURES,
+)
+
+
+def test_a_conversation_that_is_cut_keeps_the_images_before_its_last_answer(tokenizer, vision):
+    none = get_template("none")
+
+    def cut(most):
+        return encode_all([SHOWN], none, tokenizer, most, "truncate_right", vision)
+
+    whole = cut(100)
+    (row,) = whole.rows
+    ((first, end),) = row.earlier
+    assert whole.cut == {}
+    (short,) = cut(len(row.prompt)).rows  # nothing of the last answer
+    assert (short.prompt, short.answer, short.images) == (row.prompt[:end], (), PICTURES[:1])
+    (inside,) = cut(len(row.prompt) - 3).rows  # which ends in the second image
+    assert inside == short
+    (less,) = cut(first + 2).rows
+    assert (less.prompt, less.earlier) == (row.prompt[: first + 1], ((first, first + 1),))
+    # Where all is learned, a text may not end in an image.
+    learned = [
+        encode_all([SHOWN], none, tokenizer, most, "truncate_text", vision)
+        for most in (len(row.prompt) - 3, len(row.prompt))
+    ]
+    assert [len(found.rows) for found in learned] == [0, 1]
+    assert learned[1].rows[0].images == PICTURES
+
+
+def test_an_answer_about_an_image_is_cut_at_its_end(tokenizer, vision):
+    long = dataclasses.replace(ASKED, answer="x" * 30)
+    found = encode_all([long], get_template("plain"), tokenizer, 40, "truncate_right", vision)
+    (row,) = found.rows
+    assert row.is_cut
+    assert row.images == FILE
+    assert len(row.prompt) + len(row.answer) == 39
+
+
 def test_a_text_that_says_image_without_one_is_counted(tokenizer, vision):
     answers = Example("<image>\nWhat?", "<image>", images=FILE)
     rows = [Example("What is <image>?", "x"), ASKED, answers]
