@@ -61,13 +61,13 @@ def read_vision_config(raw: dict[str, Any], where: str) -> VisionConfig:
     Raises:
         DoraError: for another kind of model, or a setting that is not supported.
     """
-    raw = (
-        {"model_type": "clip_vision_model", **raw["vision_config"]}
-        if "vision_config" in raw
-        else raw
-    )
+    if "vision_config" in raw:
+        part = raw["vision_config"]
+        if not isinstance(part, dict):
+            raise DoraError(f"{where}: vision_config must be an object; got {part!r}. {AGAIN}")
+        raw = {"model_type": "clip_vision_model", **part}
     family = raw.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise DoraError(
             f"{where}: a vision tower of model_type {family!r}; supported: {', '.join(_FAMILIES)}"
         )

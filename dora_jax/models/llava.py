@@ -20,12 +20,19 @@ from dora_jax.mesh import ShardingRules
 from dora_jax.models import llama, vit
 from dora_jax.models.attention import AttentionKernel, Cache
 from dora_jax.models.config import LlamaConfig
+from dora_jax.models.kinds import check_kinds
 from dora_jax.models.llama import Llama
 from dora_jax.models.remat import Remat
 from dora_jax.models.vision_config import VisionConfig
 from dora_jax.models.vit import VisionTower
 from dora_jax.spec import AdapterRules
 
+# Of fields whose name in a `config.json` is another one.
+_NAMES = {
+    "image_token_id": "image_token_index",
+    "feature_layers": "vision_feature_layer",
+    "projector_bias": "multimodal_projector_bias",
+}
 SHARDING: ShardingRules = (
     *((f"vision_tower/{pattern}", axes) for pattern, axes in vit.SHARDING),
     *((f"language_model/{pattern}", axes) for pattern, axes in llama.SHARDING),
@@ -46,7 +53,7 @@ class LlavaConfig:
         projector_bias: whether these have biases.
 
     Raises:
-        ValueError: when the parts do not fit each other.
+        ValueError: for a value of another kind, or when the parts do not fit each other.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -58,6 +65,7 @@ class LlavaConfig:
     projector_bias: bool = True
 
     def __post_init__(self) -> None:
+        check_kinds(self, _NAMES)
         if not 0 <= self.image_token_id < self.text.vocab_size:
             raise ValueError(
                 f"image_token_id ({self.image_token_id}) must be a token of the language model, "

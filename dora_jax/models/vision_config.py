@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from dora_jax.models.kinds import check_kinds
 from dora_jax.spec import nearest
 
 VisionActivation = Literal["quick_gelu", "gelu", "gelu_pytorch_tanh"]
@@ -33,7 +34,7 @@ class VisionConfig:
             CLIP takes its class token.
 
     Raises:
-        ValueError: when the sizes cannot describe a tower.
+        ValueError: for a value of another kind, or when the sizes cannot describe a tower.
     """
 
     hidden_size: int = 768
@@ -52,6 +53,7 @@ class VisionConfig:
     pooling_head: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for name in SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -216,6 +216,12 @@ def test_parts_that_do_not_fit_are_refused(read, changes, message):
         ),
         ({"vision_config": {"model_type": "dino"}}, "a vision tower of model_type 'dino'"),
         ({"projector_hidden_act": "relu"}, "projector_hidden_act must be 'gelu'"),
+        ({"vision_config": None}, "vision_config must be an object; got None"),
+        ({"vision_feature_layer": 1.5}, "vision_feature_layer must be a whole number; got 1.5"),
+        ({"vision_feature_layer": [-2, "1"]}, "vision_feature_layer must be .*; got '1'"),
+        ({"image_token_index": True}, "image_token_index must be a whole number; got True"),
+        ({"image_token_index": "5"}, "image_token_index must be a whole number; got '5'"),
+        ({"multimodal_projector_bias": "no"}, "multimodal_projector_bias must be true or false"),
     ],
 )
 def test_a_config_that_cannot_be_is_named(tmp_path, changes, message):

@@ -161,6 +161,12 @@ def test_what_a_tower_cannot_look_at_is_refused(read, images, layers, message):
         ({"patch_size": 99}, r"patch_size \(99\) must not be more than image_size"),
         ({"attention_dropout": 0.1}, "attention_dropout 0.1 is not supported"),
         ({"hidden_size": 0}, "hidden_size must be at least 1"),
+        ({"image_size": "14"}, "image_size must be a whole number; got '14'"),
+        ({"patch_size": 4.5}, "patch_size must be a whole number; got 4.5"),
+        ({"num_channels": True}, "num_channels must be a whole number; got True"),
+        ({"layer_norm_eps": "x"}, "layer_norm_eps must be a number; got 'x'"),
+        ({"model_type": ["clip"]}, r"model_type \['clip'\]; supported"),
+        ({"vision_config": None}, "vision_config must be an object; got None"),
         ({"patch_size": 7}, r"of another shape: .*embeddings\.patch_embedding\.weight"),
     ],
 )
