@@ -68,6 +68,7 @@ class _Array:
         self._pieces = _pieces(path, _PIECE)
         self._text, self._at = "", 0
         self._line, self._column = 1, 1
+        self._has_rows = False
 
     def _grow(self) -> bool:
         """Read on; return whether there was more."""
@@ -101,8 +102,9 @@ class _Array:
         Raises:
             DoraError: when it is another one.
         """
-        if self.next_character() != expected:
-            raise self.wrong(f"Expecting {expected!r}")
+        found = self.next_character()
+        if found != expected:
+            raise self.wrong(f"Expecting {expected!r}", is_cut=not found)
         self._go(self._at + 1)
 
     def row(self) -> Any:
@@ -118,23 +120,36 @@ class _Array:
             except json.JSONDecodeError as error:
                 at = error.pos - self._at
                 if not self._grow():
+                    # A text that does not end has run to the end of the file.
+                    is_cut = "Unterminated" in error.msg or not self._text[at:].strip()
                     self._go(self._at + at)
-                    raise self.wrong(error.msg) from error
+                    raise self.wrong(error.msg, is_cut) from error
             except RecursionError:
                 raise self.wrong("it is nested too deeply") from None
             else:
                 if end < len(self._text):
                     self._go(end)
+                    self._has_rows = True
                     return row
                 # A number may go on in the next piece; an array ends with its bracket.
                 if not self._grow():
-                    raise self.wrong("the file ends within the array")
+                    raise self.wrong("the file ends within the array", is_cut=True)
 
-    def wrong(self, problem: str) -> DoraError:
-        """Return what is to be said of the place where one is."""
+    def wrong(self, problem: str, is_cut: bool = False) -> DoraError:
+        """Return what is to be said of the place where one is.
+
+        Args:
+            problem: what is wrong there.
+            is_cut: whether it is that the file ends.
+        """
+        way_out = f"a row looks like {self._sample}"
+        if is_cut:
+            way_out = "the file is cut short: fetch or write it again"
+        elif self._has_rows:
+            way_out = "mend it there: what stands before it can be read"
         return DoraError(
-            f"{self._path}, line {self._line}, column {self._column}: is not JSON ({problem}); a "
-            f"row looks like {self._sample}"
+            f"{self._path}, line {self._line}, column {self._column}: is not JSON ({problem}); "
+            f"{way_out}"
         )
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from dora_jax.data import jsonl
 from dora_jax.data.examples import Example
+from dora_jax.data.formats import SAMPLE
 from dora_jax.data.sources import read_source
 from dora_jax.errors import DoraError
 
@@ -159,6 +160,28 @@ def test_where_an_array_is_broken_is_said(tmp_path, monkeypatch, text, place, pr
     path.write_text(text)
     with pytest.raises(DoraError, match=rf"a\.json, {place}.*: is not JSON \({problem}"):
         list(jsonl.json_rows(path))
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 20])
+def test_the_way_out_of_a_broken_array_suits_its_rows(tmp_path, monkeypatch, piece):
+    """LLaVA's rows are of another format than the sample; a file that is cut is fetched anew."""
+    monkeypatch.setattr(jsonl, "_PIECE", piece)
+    rows = [{"id": n, "conversations": [{"from": "human", "value": "Hm?"}]} for n in range(2)]
+    text = json.dumps(rows, indent=1)
+
+    def told(content):
+        (tmp_path / "a.json").write_text(content)
+        with pytest.raises(DoraError) as error:
+            list(jsonl.json_rows(tmp_path / "a.json"))
+        return str(error.value)
+
+    for end in range(2, len(text)):
+        message = told(text[:end])
+        assert message.endswith("the file is cut short: fetch or write it again"), text[:end]
+    assert told(text.replace('"id": 1', '"id": ?')).endswith(
+        "mend it there: what stands before it can be read"
+    )
+    assert told(text.replace('"id": 0', '"id": ?')).endswith(f"a row looks like {SAMPLE}")
 
 
 def test_an_array_that_is_nested_too_deeply_is_named(tmp_path):
