@@ -203,8 +203,8 @@ def test_the_paper_s_llava():
     assert config.train.steps * config.train.batch_size == pytest.approx(665_298, abs=128)
     assert (config.optim.schedule, config.optim.warmup_ratio) == ("cosine", 0.03)
     assert (config.data.max_length, config.data.prompt) == (2048, "vicuna")
-    for row in config.published:
-        assert sum(row.scores.values()) / 7 == pytest.approx(row.average, abs=0.11)
+    # Two tasks by likelihood are no figures to hold against the published seven.
+    assert config.published == ()
     first = load_experiment(str(FOLDER / "llava" / "pretrain.py"))
     rules = first.adapter.rules(first.train.method)
     assert rules.spec_for("multi_modal_projector/linear_1").method == "full"

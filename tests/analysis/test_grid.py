@@ -164,6 +164,20 @@ def test_published_rows_stand_beside_our_own():
     assert "Beside the published figures" in render_report(on_grid(published=published))
 
 
+def test_an_average_over_other_tasks_than_the_published_one_is_not_shown():
+    for scores, is_shown in (
+        ({"even": 70.0, "odd": 80.0}, True),
+        ({}, True),
+        ({"even": 70.0}, False),
+        ({"even": 70.0, "odd": 80.0, "prime": 90.0}, False),
+    ):
+        row = Published("LLaMA, DoRA", "Table 1", scores, 75.0, "dora-rank4")
+        theirs, ours = beside_published(summarize(on_grid(published=(row,)))).rows
+        assert theirs[3] == 75.0
+        assert (ours[3] is not None) == is_shown
+    assert render_report(on_grid(published=(row,)))
+
+
 def test_what_stands_for_all_points_of_a_grid_is_called_without_one():
     """Variants as well as methods: in the headline, the table of spreads and the plots' keys."""
     variants = tuple(

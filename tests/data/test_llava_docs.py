@@ -38,6 +38,16 @@ def test_its_experiment_trains_what_it_says():
     assert list(methods.values()) == ["dora", "full", "frozen"]
 
 
+def test_its_published_averages_are_those_of_their_tasks():
+    """A figure that was copied wrongly would show; averages are rounded to one digit."""
+    rows = re.findall(r"\| published: ([\w -]+) \|(.*)\|", TEXT)
+    assert [name for name, _ in rows] == ["full fine-tuning", "LoRA", "DoRA"]
+    for _, cells in rows:
+        *scores, average = map(float, cells.split("|"))
+        assert len(scores) == 7
+        assert abs(sum(scores) / 7 - average) < 0.11
+
+
 def test_its_commands_parse(monkeypatch):
     monkeypatch.chdir(ROOT)
     lines = [line for block in blocks("bash") for line in block.splitlines()]
