@@ -17,6 +17,7 @@ What is finished is not done again; interrupted, the same command goes on where 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,18 +26,22 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import processors
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from dora_jax.checkpoint.bart import write_bart_folder
-from dora_jax.checkpoint.llava import read_llava_folder
+from dora_jax.checkpoint.llava import read_processor
+from dora_jax.checkpoint.vision import read_vision_folder
 from dora_jax.cli import errors_in_words
 from dora_jax.comparison.compare import compare
-from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Family
+from dora_jax.data.scenes.families import FAMILY_B
 from dora_jax.data.scenes.scene import Split
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vl.feature_cache import CachedFeatures, MadeBy, cached_features
+from dora_jax.data.vl.row import CAPTION_TASKS
 from dora_jax.data.vl.rows_file import write_rows
 from dora_jax.data.vl.tower_features import TowerFeatures
+from dora_jax.errors import DoraError
 from dora_jax.models.vit import VisionTower
 from dora_jax.models.vlbart import VLBart, VLBartConfig
 from dora_jax.training.config import (
@@ -50,10 +55,13 @@ from dora_jax.training.config import (
     TrainConfig,
 )
 from experiments.llava import miniature as llava
+from experiments.llava.tower import LAYER
+from experiments.nlvr import check_nlvr
+from experiments.steps import make_once, write_trained
 from experiments.vlbart.paper import EVERYTHING, adapter
 from experiments.vlbart.scene_rows import (
-    NLVR_REAL,
     TASKS,
+    WORLDS,
     Subject,
     nlvr_picture,
     pictures,
@@ -61,6 +69,10 @@ from experiments.vlbart.scene_rows import (
     write_nlvr,
 )
 
+# Of the sizes, those that the rows depend on.
+_ROWS_FIELDS = ("learn_rows", "tune_rows", "test_rows", "test_captions")
+# Those that the start depends on beside its rows and the tower.
+_START_FIELDS = ("width", "layers", "vocabulary", "image_tokens")
 SPECIAL = ("<s>", "<pad>", "</s>")
 STEPS = ("data", "tower", "features", "base", "compared")
 # Of a clip, as many as family B's have.
@@ -85,7 +97,8 @@ class Sizes:
         tune_rows: of each task, of family B.
         tune_steps: of 32 rows.
         search_steps: of each trial of a learning rate.
-        test_rows: of each task, of each family.
+        test_rows: of each task that has one right answer, of each family.
+        test_captions: of each task of captions, of each family.
         rank: of the adapters, and their alpha; a sixth of the width, as the paper's.
         new_tokens: of an answer or a caption, at most.
         seeds: of the comparison; the two baselines have the first.
@@ -103,7 +116,8 @@ class Sizes:
     tune_rows: int = 2000
     tune_steps: int = 800
     search_steps: int = 80
-    test_rows: int = 80
+    test_rows: int = 200
+    test_captions: int = 80
     rank: int = 32
     new_tokens: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -137,6 +151,7 @@ _GPU: dict[str, Any] = {
     "tune_steps": 4000,
     "search_steps": 400,
     "test_rows": 500,
+    "test_captions": 500,
     "rank": 64,
 }
 GPU: dict[Subject, Sizes] = {
@@ -147,22 +162,16 @@ GPU: dict[Subject, Sizes] = {
 
 def write_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
     """Write rows of all tasks: `A/train`, `A/test`, `B/train`, `B/test`, a file each."""
-    parts: tuple[tuple[Family, Split, int], ...] = (
-        (FAMILY_A, "train", sizes.learn_rows),
-        (FAMILY_A, "test", sizes.test_rows),
-        (FAMILY_B, "train", sizes.tune_rows),
-        (FAMILY_B, "test", sizes.test_rows),
-    )
-    for family, split, count in parts:
+    trained = {"A": sizes.learn_rows, "B": sizes.tune_rows}
+    splits: tuple[Split, ...] = ("train", "test")
+    for (name, family), split in itertools.product(WORLDS.items(), splits):
         for task in TASKS[sizes.subject]:
-            rows = (scene_row(task, family, split, number) for number in range(count))
-            write_rows(out / family.name / split / f"{task}.jsonl", rows)
-    if nlvr is not None and sizes.subject == "images":
-        for part, split, most in (
-            ("train", "train", sizes.tune_rows),
-            ("dev", "test", sizes.test_rows),
-        ):
-            write_nlvr(nlvr, part, out / part, out / "B" / split / f"{NLVR_REAL}.jsonl", most)
+            tested = sizes.test_captions if task in CAPTION_TASKS else sizes.test_rows
+            numbers = range(trained[name] if split == "train" else tested)
+            rows = (scene_row(task, family, split, number) for number in numbers)
+            write_rows(out / name / split / f"{task}.jsonl", rows)
+    if nlvr is not None:
+        write_nlvr(nlvr, out, sizes.tune_rows, sizes.test_rows)
 
 
 def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -172,16 +181,12 @@ def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 def make_features(sizes: Sizes) -> CachedFeatures:
     """Return what the tower makes of all that rows name, from the cache or made now.
 
-    It is read where the captioner read it: the layers behind were never trained.
-
     Raises:
         DoraError: when the tower's folder is damaged, or the cache cannot be written.
     """
-    tower = read_llava_folder(sizes.tower.folder / "tower-model")
-    config, rows = tower.config, sizes.folder / "rows"
-    (layer,) = config.feature_layers
-    params = tower.params["vision_tower"]
-    maker = TowerFeatures(VisionTower(config.vision), params, tower.processor, layer)
+    folder, rows = sizes.tower.folder / "tower", sizes.folder / "rows"
+    config, params = read_vision_folder(folder)
+    maker = TowerFeatures(VisionTower(config), params, read_processor(folder, config), LAYER)
     files = sorted(rows.glob("[AB]/*/*.jsonl"))
     names = dict.fromkeys(name for record in _records(files) for name in record["images"])
 
@@ -197,7 +202,7 @@ def make_features(sizes: Sizes) -> CachedFeatures:
 
     identity = maker.identity("frames", FRAMES) if is_clips else maker.identity("grid")
     told = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    by = MadeBy(identity, {"rows": told, "families": repr((FAMILY_A, FAMILY_B))})
+    by = MadeBy(identity, {"rows": told, "families": repr(WORLDS)})
     return cached_features(sizes.folder / "features", by, list(names), make)
 
 
@@ -208,7 +213,16 @@ def learnt_tokenizer(sizes: Sizes) -> Tokenizer:
         for record in _records(sorted((sizes.folder / "rows" / "A" / "train").glob("*")))
         for text in (record["instruction"], record["output"])
     )
-    backend = llava.byte_pairs(texts, sizes.vocabulary, SPECIAL)
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=sizes.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
     ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=ends
@@ -313,24 +327,41 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(sizes: Sizes, nlvr: Path | None = None, until: str = STEPS[-1]) -> None:
-    """Do every step that is not done, as far as one of them."""
+    """Do every step that is not done, as far as one of them.
+
+    Args:
+        sizes: how much of everything, and whether images or video.
+        nlvr: the folder of NLVR's files, for images; None leaves it out.
+        until: the last one of `STEPS`.
+
+    Raises:
+        DoraError: when a step cannot be done, or was done with other settings.
+    """
+    if nlvr is not None:
+        if sizes.subject != "images":
+            raise DoraError(f"--nlvr is for images; leave it out for {sizes.subject}")
+        check_nlvr(nlvr)
     folder, last = sizes.folder, STEPS.index(until)
     command = f"python -m experiments.vlbart.miniature {sizes.subject} --sizes {sizes.name}"
+    command += "" if nlvr is None else f" --nlvr {nlvr}"
     folder.mkdir(parents=True, exist_ok=True)
-    llava.make_once(folder / "rows", lambda out: write_data(sizes, out, nlvr))
-    if nlvr is not None and sizes.subject == "images":
-        llava.require_nlvr(folder / "rows" / "B" / "test" / f"{NLVR_REAL}.jsonl", folder)
-    if last >= STEPS.index("tower") and not (sizes.tower.folder / "tower-model").exists():
-        llava.run(sizes.tower, nlvr, until="tower")
+    made_of: dict[str, Any] = {name: getattr(sizes, name) for name in _ROWS_FIELDS}
+    made_of["nlvr"] = nlvr is not None
+    make_once(folder / "rows", made_of, lambda out: write_data(sizes, out, nlvr))
+    if last >= STEPS.index("tower"):
+        llava.make_tower(sizes.tower)
     if last < STEPS.index("features"):
         return
     print("features ...", flush=True)
     features = make_features(sizes).path
     if until == "features":
         return
-    llava.make_once(folder / "start", lambda out: write_start(sizes, out))
+    made_of |= {name: getattr(sizes, name) for name in _START_FIELDS}
+    made_of["tower"] = {name: getattr(sizes.tower, name) for name in llava.TOWER_FIELDS}
+    make_once(folder / "start", made_of, lambda out: write_start(sizes, out))
+    made_of["learn_steps"] = sizes.learn_steps
     trained = base(sizes, features)
-    llava.make_once(folder / "base", lambda out: llava.write_trained(trained, command, out))
+    make_once(folder / "base", made_of, lambda out: write_trained(trained, command, out))
     if until == "compared":
         compare(comparison(sizes, features), command)
 
