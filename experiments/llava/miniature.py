@@ -5,7 +5,8 @@
 
 1. Scenes (docs/scenes.md) of families A and B are written, and NLVR where its folder is given.
 2. A small vision tower is trained from scratch on family A, to tell what lies where (`tower.py`).
-3. The tower and SmolLM2-135M-Instruct become a LLaVA with a new projector.
+3. The tower and SmolLM2-135M-Instruct become a LLaVA, whose projector begins as a dictionary of
+   family A's words (`words.py`).
 4. Stage 1: the projector alone is trained, on family A.
 5. Stage 2: `dora-jax compare` of full fine-tuning, LoRA, DoRA and a blind LoRA, on family B, whose
    shapes, colours, styles and questions differ.
@@ -16,6 +17,7 @@ What is finished is not done again; interrupted, the same command goes on where 
 import argparse
 import dataclasses
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ from dora_jax.training.config import (
     TrainConfig,
 )
 from experiments.llava.tower import train_tower
+from experiments.llava.words import write_word_projector
 from experiments.nlvr import check_nlvr, nlvr_rows, unseen
 from experiments.steps import make_once, write_trained
 
@@ -270,11 +273,19 @@ def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None
     if until == "tower":
         return
     parts = [*TOWER_FIELDS, "language"]
-    step("joined", parts, lambda out: join_parts(tower, sizes.language, out, pad=False))
+    step("joined", parts, lambda out: join(tower, sizes.language, out))
     parts += ["align_rows", "align_steps", "max_length"]
     step("aligned", parts, lambda out: write_trained(alignment(sizes), command, out))
     if until == "compared":
         compare(tuning(sizes), command)
+
+
+def join(tower: Path, language: str, out: Path) -> None:
+    """Write a LLaVA of the tower and a language model, whose projector begins with words."""
+    with tempfile.TemporaryDirectory() as place:
+        projector = Path(place) / "projector.safetensors"
+        write_word_projector(tower, language, projector)
+        join_parts(tower, language, out, projector=projector, pad=False)
 
 
 def make_tower(sizes: Sizes) -> Path:

@@ -168,7 +168,7 @@ def _optimizer(steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
-def _inputs(pixels: Array) -> Array:
+def inputs(pixels: Array) -> Array:
     """Return pixels from 0 to 255 as the tower's processor makes them."""
     scaled: Array = pixels.astype(jnp.float32) / 127.5 - 1
     return scaled
@@ -201,7 +201,7 @@ def train_tower(config: VisionConfig, scenes: int, steps: int, runs: Path, out: 
         state: _State, number: Array, pixels: Array, part: Labels
     ) -> tuple[_State, dict[str, Array]]:
         key = jax.random.fold_in(jax.random.key(1), number)
-        batch = with_other_looks(key, _inputs(pixels), part)
+        batch = with_other_looks(key, inputs(pixels), part)
         gradients, found = jax.grad(loss_of, has_aux=True)(state.params, *batch)
         updates, moments = tx.update(gradients, state.moments, state.params)
         return _State(optax.apply_updates(state.params, updates), moments), found
@@ -247,7 +247,7 @@ def seen(model: Labeller, params: Any) -> dict[str, float]:
 
     @jax.jit
     def best(pixels: Array) -> dict[str, Array]:
-        said = model.apply({"params": params}, _inputs(pixels))
+        said = model.apply({"params": params}, inputs(pixels))
         return {name: said[name].argmax(-1) for name in _CLASSES}
 
     parts = [best(pictures[at : at + BATCH]) for at in range(0, TESTED, BATCH)]
