@@ -39,7 +39,6 @@ from dora_jax.data.scenes.scene import Split
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vl.feature_cache import CachedFeatures, MadeBy, cached_features
 from dora_jax.data.vl.row import CAPTION_TASKS
-from dora_jax.data.vl.rows_file import write_rows
 from dora_jax.data.vl.tower_features import TowerFeatures
 from dora_jax.errors import DoraError
 from dora_jax.models.vit import VisionTower
@@ -65,8 +64,8 @@ from experiments.vlbart.scene_rows import (
     Subject,
     nlvr_picture,
     pictures,
-    scene_row,
     write_nlvr,
+    write_scene_rows,
 )
 
 # Of the sizes, those that the rows depend on.
@@ -167,9 +166,8 @@ def write_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
     for (name, family), split in itertools.product(WORLDS.items(), splits):
         for task in TASKS[sizes.subject]:
             tested = sizes.test_captions if task in CAPTION_TASKS else sizes.test_rows
-            numbers = range(trained[name] if split == "train" else tested)
-            rows = (scene_row(task, family, split, number) for number in numbers)
-            write_rows(out / name / split / f"{task}.jsonl", rows)
+            count = trained[name] if split == "train" else tested
+            write_scene_rows(out / name / split / f"{task}.jsonl", task, family, split, count)
     if nlvr is not None:
         write_nlvr(nlvr, out, sizes.tune_rows, sizes.test_rows)
 

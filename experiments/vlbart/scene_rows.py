@@ -77,6 +77,17 @@ def scene_row(task: Task, family: Family, split: Split, number: int) -> VLRow:
     )
 
 
+def write_scene_rows(path: Path, task: Task, family: Family, split: Split, count: int) -> None:
+    """Write the first rows of a task.
+
+    Captions are scored from 0 to 1, as all tasks are: a template's caption can be told word by
+    word, so that its CIDEr-D would be most of any mean over tasks.
+    """
+    told = [record(scene_row(task, family, split, number)) for number in range(count)]
+    own = {"metric": "cider_share"} if task in CAPTION_TASKS else {}
+    write_text(path, "".join(json.dumps(row | own, ensure_ascii=False) + "\n" for row in told))
+
+
 def _drawn(task: Task, family: Family, split: Split, number: int) -> Row:
     """Return the scenes of a row, and what is asked about them."""
     if task in ("vqa", "gqa"):

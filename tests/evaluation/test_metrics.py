@@ -43,6 +43,8 @@ def test_captions_by_cider_over_all_of_them():
     # The first is its reference, whose n-grams no other image has: cosines of 1, times 10.
     assert found == pytest.approx((10.0, 0.0))
     assert found == cider_d(answers, references).each
+    shares = score_answers("cider_share", [row(*own) for own in references], answers)
+    assert shares == pytest.approx((1.0, 0.0))
 
 
 def test_an_answer_for_each_row():
