@@ -7,6 +7,7 @@ report can be written again, or with better statistics, from an old file.
 import dataclasses
 import json
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ class BaseResult:
     "score" any number from 0 up (1 is a full mark, CIDEr-D may give more), and `accuracy` is the
     mean over tasks of the mean of the task's rows.
 
+    `loss` is the mean over all tokens of the right answers, nats, whatever the rows' tasks.
+
     `other` holds the scores by other protocols than the main one, by name; `answers` what it said
     to the rows of `ComparisonResults.samples`; `unanswered` counts the rows whose text holds no
     answer at all, which are wrong (None where it was not counted).
@@ -219,7 +222,10 @@ class Published:
 class SearchTrial:
     """One learning rate tried for one arm (`method` is its name) on the validation split.
 
-    Without a validation loss it diverged.
+    `validation_loss` is what the rate is chosen by; without one the trial diverged. Where the rows
+    are of several tasks, `validation_losses` holds the loss per token of each, and it is their
+    mean; in files of before that was so it is the loss per token of all rows together.
+    `validation_accuracy` is None where answers are written: rates are chosen by the loss alone.
     """
 
     method: str
@@ -228,6 +234,7 @@ class SearchTrial:
     chosen: bool
     validation_accuracy: float | None = None
     validation_loss: float | None = None
+    validation_losses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -235,6 +242,14 @@ class SearchTrial:
         score = self.validation_accuracy
         if score is not None and not (math.isfinite(score) and score >= 0):
             raise FieldError("validation_accuracy", f"must be 0 or above and finite, got {score!r}")
+        loss, losses = self.validation_loss, self.validation_losses.values()
+        if loss is None or not losses or not math.isfinite(loss):
+            return
+        mean = statistics.fmean(losses)
+        if not math.isclose(loss, mean, rel_tol=1e-6):
+            raise FieldError(
+                "validation_loss", f"is {loss!r}, but the mean of validation_losses is {mean!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -265,7 +280,7 @@ class RunResult:
     Times are in seconds, sizes in bytes; `step_time_s` is the median step, `temp_bytes` the
     compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
     `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known;
-    `accuracy`, `correct`, `answers` and `unanswered` are as `BaseResult` says.
+    `accuracy`, `correct`, `loss`, `answers` and `unanswered` are as `BaseResult` says.
     """
 
     method: str

@@ -132,7 +132,7 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             failures=tuple(failures),
             pairs=config.compare.pairs,
             published=config.published,
-            protocol=bench.task.protocols("evaluation")[0],
+            protocol=bench.task.protocols[0],
             samples=bench.task.samples,
         )
         if is_first():

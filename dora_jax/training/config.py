@@ -67,7 +67,8 @@ class CompareConfig:
     methods: tuple[RunMethod, ...] = ("lora", "dora")
     """Methods to compare, at every point of the grid."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Rates tried for every method; the one of least validation loss is used."""
+    """Rates tried for every method; the one of least validation loss is used, the mean over the
+    tasks of the validation rows."""
     search_steps: int = 30
     """Steps of each trial; 0 skips the search and uses optim.learning_rate for all."""
     pairs: tuple[tuple[str, str], ...] = ()

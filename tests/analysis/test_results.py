@@ -71,6 +71,11 @@ def _set(values, path, value):
         (["data", "task_metrics"], {"even": "CIDEr-D"}, ["data.task_metrics", "'accuracy'"]),
         (["search", 1, "validation_accuracy"], 1.5, ["search[1].validation_accuracy", "0 and 1"]),
         (["search", 1, "validation_accuracy"], -1, ["search[1].validation_accuracy", "0 or above"]),
+        (
+            ["search", 1, "validation_losses"],
+            {"vqa": 1.0, "caption": 3.0},
+            ["search[1].validation_loss", "is 1.0, but the mean of validation_losses is 2.0"],
+        ),
         (["data", "chance"], -0.1, ["data.chance", "between 0 and 1"]),
         (["data", "eval_rows"], 39, ["data.eval_rows", "39", "40"]),
         (["data", "skipped"], {"train": {"long": "3"}}, ["data.skipped.train.long", "whole"]),
