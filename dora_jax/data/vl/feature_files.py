@@ -159,7 +159,7 @@ def _shares(entry: Any, count: int, where: str) -> np.ndarray:
 class NumpyFeatures:
     """Features of clips in a folder, `{name}.npz` with an array `features`, or `{name}.npy`.
 
-    As the VALUE benchmark publishes them, a row a second and a half or the like. Files with Python
+    As the VALUE benchmark publishes them, a row for each second and a half. Files with Python
     objects in them are refused.
 
     Args:
