@@ -59,8 +59,8 @@ class RowImages:
             folder: of the rows' file.
 
         Raises:
-            DoraError: when the row's fields are not as they should be, an image is missing or broken
-                where none may be, or a part of a clip could not be cut out.
+            DoraError: when the row's fields are not as they should be, a part of a clip cannot be
+                cut out, or an image is missing or broken where none may be.
             LeftOut: when they are skipped, or the text has another number of images.
         """
         names = image_names(row, where)
