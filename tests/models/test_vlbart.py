@@ -344,6 +344,9 @@ def test_features_that_do_not_fit_are_refused():
     regions = loaded(layout="regions")[0]
     with pytest.raises(ValueError, match=r"9 regions of an image, and the model takes 4"):
         pooled(regions.config, stack_features([[features]], regions.config))
+    many = stack_features([[features] * 3] * 3, model.config)
+    with pytest.raises(ValueError, match=r"3 images .* and the model takes 2 \(max_images\) of 6"):
+        logits(Source(*source()[:2], many))
     narrow = stack_features([[features]] * 3, model.config)
     narrow = narrow._replace(features=narrow.features[..., :5])
     with pytest.raises(ValueError, match=r"1 images of features of size 5, .* of 6 \(feature_size"):

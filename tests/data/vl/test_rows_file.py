@@ -44,6 +44,13 @@ def test_one_word_in_two_spellings_is_one_target():
     assert "targets" not in found
 
 
+@pytest.mark.parametrize("weights", [(0.3, 0.6), (0.6, 0.3)])
+def test_of_two_spellings_the_better_weight_counts(weights):
+    row = VLRow("vqa", "1", "What?", ("dog ", "cat", "dog"), (weights[0], 0.5, weights[1]))
+    assert record(row)["targets"] == {"dog": 0.6, "cat": 0.5}
+    assert record(row)["output"] == "dog"
+
+
 def test_rows_without_an_answer_are_left_out_and_counted(tmp_path):
     rows = [VLRow("gqa", "1", "What?", ("dog",)), VLRow("gqa", "2", "What?", ())]
     assert write_rows(tmp_path / "rows.jsonl", rows) == (1, 1)
