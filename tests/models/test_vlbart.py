@@ -337,6 +337,10 @@ def test_features_that_do_not_fit_are_refused():
         ask([features, features[:, :5]])
     with pytest.raises(DoraError, match=r"image 1: its boxes have shape \(8, 4\)"):
         ask([(features, boxes[:8])])
+    with pytest.raises(
+        DoraError, match="prompt 2, image 2: its 8 features are no square; the model"
+    ):
+        ask([features, features[:8]])
     with pytest.raises(DoraError, match="grids of 4, 9 features are in one batch"):
         ask([features, features[:4]])
     with pytest.raises(ValueError, match="must be a square grid, got 8"):

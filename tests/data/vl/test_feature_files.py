@@ -94,7 +94,11 @@ def test_a_file_an_image(tmp_path):
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("none", 5, r"features\.h5: has no features of 'none' \(it has 'bare', 'boxed', .*, \.\.\.\)"),
+        (
+            "none",
+            5,
+            r"features\.h5: has no features of 'none' \(it has 'bare', 'boxed', .*, \.\.\.\)",
+        ),
         ("plain", 6, r"'plain': its features have shape \(3, 5\); the model takes \(any num.* 6\)"),
         ("grid", 6, r"'grid': its features have shape \(2, 2, 5\); the model takes"),
         ("pixels", 5, r"'pixels': its boxes must lie in the image: .* they are from 0 to 200"),

@@ -106,3 +106,19 @@ def test_the_moments_of_a_published_file_need_the_seconds_of_a_feature(folder):
     files.write(folder / "eval.jsonl", whole[:1])
     (row, _) = read_examples(data).splits["train"]
     assert row.images[0].span is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("grid", r"'s01e01_clip_02', image 1: its 40 features are no square; the model takes the"),
+        (
+            "regions",
+            r"image 1: has 40 regions; the model takes 4 \(image_tokens\): keep the best 4",
+        ),
+    ],
+)
+def test_features_that_the_model_does_not_take_name_file_and_image(folder, layout, message):
+    config = dataclasses.replace(CONFIG, layout=layout)
+    with pytest.raises(DoraError, match=f"{folder.name}.*{message}"):
+        frames_of(folder, None, config)
