@@ -18,15 +18,16 @@ class Written(NamedTuple):
     unanswered: int
 
 
-def write_rows(path: Path, rows: Iterable[VLRow]) -> Written:
+def write_rows(path: Path, rows: Iterable[VLRow], source: Path | None = None) -> Written:
     """Write rows in the data's own format, see `record`.
 
     Args:
         path: the file to write, whole or not at all.
         rows: of one or several tasks; those without a target, as of a hidden test, are left out.
+        source: the file that they are read from, where there is one; named in errors.
 
     Raises:
-        DoraError: when no row has a target, or the file cannot be written.
+        DoraError: when there are no rows, or none has a target; or the file cannot be written.
     """
     lines, unanswered = [], 0
     for row in rows:
@@ -35,9 +36,10 @@ def write_rows(path: Path, rows: Iterable[VLRow]) -> Written:
         else:
             unanswered += 1
     if not lines:
+        what = f"none of {unanswered} rows has an answer" if unanswered else "there are no rows"
         raise DoraError(
-            f"{path}: there is nothing to write: none of {unanswered} rows has an answer; give the "
-            "file that holds them"
+            f"{source or path}: {what}, so that there is nothing to write; give a file that holds "
+            "rows with their answers"
         )
     write_text(path, "".join(lines))
     return Written(len(lines), unanswered)
