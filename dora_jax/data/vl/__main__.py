@@ -115,7 +115,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except DoraError as error:
         raise SystemExit(f"error: {error}") from error
     left = f", {written.unanswered:,} without an answer left out" if written.unanswered else ""
-    print(f"{given.out}: {written.rows:,} rows{left}")
+    alike = f", {written.alike:,} of them with two options alike" if written.alike else ""
+    print(f"{given.out}: {written.rows:,} rows{alike}{left}")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,22 @@ from dora_jax.analysis.atomic import write_text
 from dora_jax.data.examples import Metric
 from dora_jax.data.vl.row import CAPTION_TASKS, VLRow, source_text
 from dora_jax.errors import DoraError
+from dora_jax.evaluation.metrics import plain_words
 
 
 class Written(NamedTuple):
-    """How many rows were written, and how many have no answer and were left out."""
+    """What became of rows.
+
+    Attributes:
+        rows: that were written.
+        unanswered: that have no answer and were left out.
+        alike: of those written, that have two options of the same words: where one of them is
+            right, both are, since answers are judged by their words.
+    """
 
     rows: int
     unanswered: int
+    alike: int = 0
 
 
 def write_rows(path: Path, rows: Iterable[VLRow], source: Path | None = None) -> Written:
@@ -29,10 +38,11 @@ def write_rows(path: Path, rows: Iterable[VLRow], source: Path | None = None) ->
     Raises:
         DoraError: when there are no rows, or none has a target; or the file cannot be written.
     """
-    lines, unanswered = [], 0
+    lines, unanswered, alike = [], 0, 0
     for row in rows:
         if row.targets:
             lines.append(json.dumps(record(row), ensure_ascii=False) + "\n")
+            alike += len(set(map(plain_words, row.options))) < len(row.options)
         else:
             unanswered += 1
     if not lines:
@@ -42,7 +52,7 @@ def write_rows(path: Path, rows: Iterable[VLRow], source: Path | None = None) ->
             "rows with their answers"
         )
     write_text(path, "".join(lines))
-    return Written(len(lines), unanswered)
+    return Written(len(lines), unanswered, alike)
 
 
 def record(row: VLRow) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def test_of_two_spellings_the_better_weight_counts(weights):
 
 def test_rows_without_an_answer_are_left_out_and_counted(tmp_path):
     rows = [VLRow("gqa", "1", "What?", ("dog",)), VLRow("gqa", "2", "What?", ())]
-    assert write_rows(tmp_path / "rows.jsonl", rows) == (1, 1)
+    assert write_rows(tmp_path / "rows.jsonl", rows) == (1, 1, 0)
     with pytest.raises(DoraError, match=r"none\.jsonl: none of 1 rows has an answer"):
         write_rows(tmp_path / "none.jsonl", rows[1:])
     with pytest.raises(DoraError, match=r"given\.json: none of 1 rows has an answer"):
@@ -143,3 +143,12 @@ def test_an_empty_file_is_the_one_that_is_named(tmp_path, name):
 )
 def test_an_option_of_other_tasks_is_refused(tmp_path, task, options, message):
     refused(tmp_path, message, task, tmp_path / "rows.jsonl", *options)
+
+
+def test_questions_with_two_options_alike_are_counted(tmp_path, capsys):
+    asked = files.TVQA[0] | {"a1": "answer 2", "ts": "nan-nan"}  # a2: "Answer 2.", the right one
+    path = files.write(tmp_path / "tvqa.jsonl", [files.TVQA[0], asked, files.TVQA[1]])
+    main(["tvqa", str(path), "--out", str(tmp_path / "out.jsonl")])
+    told = capsys.readouterr().out
+    assert "2 rows, 1 of them with two options alike, 1 without an answer left out" in told
+    assert len(lines(tmp_path / "out.jsonl")) == 2
