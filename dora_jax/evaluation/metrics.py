@@ -82,8 +82,9 @@ def _vqa(row: Judged, answer: str) -> float:
 
 
 def _exact(row: Judged, answer: str) -> float:
-    return float(_plain(answer) in map(_plain, _references(row)))
+    return float(plain_words(answer) in map(plain_words, _references(row)))
 
 
-def _plain(text: str) -> str:
+def plain_words(text: str) -> str:
+    """Return what of a text counts where words are matched: no case, spare space or full stop."""
     return " ".join(text.lower().split()).rstrip(". ")

@@ -32,6 +32,14 @@ def test_vqa_by_the_targets_weights_where_there_are_no_people():
 def test_exact_match_is_of_the_words():
     answers = ["she  left", "She left..", "she", "(A) She left."]
     assert score_answers("exact", [row("She left.")] * 4, answers) == (1.0, 1.0, 0.0, 0.0)
+    # Any of several references is as good as the first.
+    several = [row("She left.", "She went.", "Gone")] * 4
+    assert score_answers("exact", several, ["she went", "Gone.", "she left", "he went"]) == (
+        1,
+        1,
+        1,
+        0,
+    )
     # Without references the answer that is trained on is the one that is right.
     assert score_answers("exact", [row(text="No")] * 2, ["no", "yes"]) == (1.0, 0.0)
 
