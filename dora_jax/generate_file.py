@@ -1,132 +1,31 @@
 """A JSONL file of prompts answered into another: in order, batch by batch, and resumable.
 
 Beside `OUT` stands `OUT.settings.json`, which says what the answers belong to; a run of other
-prompts, settings or weights is refused. Lines are only ever appended, a batch at a time.
+prompts, settings or weights is refused. Images of rows that are not answered yet may change. Lines
+are only ever appended, a batch at a time.
 """
 
 import contextlib
 import dataclasses
 import fcntl
-import gzip
 import hashlib
 import json
 import os
-import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.answer import Answerer, check_text, load_answerer
+from dora_jax.answer import Answerer, load_answerer
 from dora_jax.checkpoint.pretrained import fingerprint
-from dora_jax.data.chat_template import plain_message
-from dora_jax.data.images import open_image
-from dora_jax.data.row_images import image_names
 from dora_jax.data.vision import IMAGE, ImageFile, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling
+from dora_jax.prompt_rows import Row, find_images, read_rows
 from dora_jax.training.progress import WorkProgress
 
 SETTINGS_SUFFIX = ".settings.json"
-_SAMPLE = '{"prompt": "What is the capital of France?"}'
-_WRITTEN = ("completion", "finish_reason", "log_prob", "tokens", "sample")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of prompts.
-
-    Attributes:
-        fields: as it stands, with `prompt` or `messages`.
-        where: file and line, named in errors.
-    """
-
-    fields: dict[str, Any]
-    where: str
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Read a file of prompts: every line an object with `prompt`, or `messages`: a conversation.
-
-    Args:
-        path: `.jsonl`, or `.gz` of one, in UTF-8. Blank lines are skipped.
-
-    Raises:
-        DoraError: naming file, line and field; also when there is no row at all.
-    """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        what = getattr(error, "strerror", None) or error
-        raise DoraError(f"{path}: cannot be read ({what}); check the path and the file") from error
-    lines = content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    rows = [
-        _row(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()
-    ]
-    if not rows:
-        raise DoraError(f"{path}: holds no rows; give one JSON object a line, such as {_SAMPLE}")
-    return rows
-
-
-def _row(line: bytes, where: str) -> Row:
-    try:
-        fields = json.loads(line.decode("utf-8"))
-        json.dumps(fields, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise DoraError(f"{where}: is not UTF-8 ({error})") from None
-    except UnicodeEncodeError as error:
-        raise DoraError(f"{where}: holds half a character ({error.reason})") from None
-    except json.JSONDecodeError as error:
-        raise DoraError(
-            f"{where}, column {error.colno}: is not JSON ({error.msg}); a row looks like {_SAMPLE}"
-        ) from None
-    except RecursionError:
-        raise DoraError(f"{where}: is nested too deeply; a row looks like {_SAMPLE}") from None
-    if not isinstance(fields, dict):
-        raise DoraError(f"{where}: must be a JSON object such as {_SAMPLE}; got {str(fields)[:60]}")
-    if ("prompt" in fields) == ("messages" in fields):
-        given = ", ".join(map(repr, fields)) or "none"
-        raise DoraError(f"{where}: must have 'prompt' or 'messages', one of them; it has {given}")
-    taken = [name for name in _WRITTEN if name in fields]
-    if taken:
-        raise DoraError(f"{where}: {taken[0]!r} would be written over; give it another name")
-    if "prompt" in fields:
-        if not isinstance(fields["prompt"], str):
-            raise DoraError(f"{where}: 'prompt' must be a text; got {fields['prompt']!r}")
-        check_text(fields["prompt"], f"{where}: 'prompt'")
-    else:
-        _check_messages(fields["messages"], where)
-    return Row(fields, where)
-
-
-def _check_messages(messages: Any, where: str) -> None:
-    if not isinstance(messages, list) or not messages:
-        raise DoraError(f"{where}: 'messages' must be a list of messages, not empty")
-    for number, message in enumerate(messages, 1):
-        try:
-            plain_message(message, number)
-        except DoraError as error:
-            raise DoraError(f"{where}: {error}") from None
-    if messages[-1]["role"] == "assistant":
-        raise DoraError(
-            f"{where}: the last of 'messages' is an answer already; end with a question"
-        )
-
-
-def _images(row: Row, folder: Path) -> list[ImageFile]:
-    """Return a row's images; each can be opened."""
-    found = []
-    for name in image_names(row.fields, row.where):
-        path = folder / name
-        try:
-            open_image(path, whole=False)
-        except DoraError as error:
-            raise DoraError(f"{row.where}: {error}") from None
-        found.append(ImageFile(name, str(path), path.stat().st_size))
-    return found
+_IMAGES = "images"
 
 
 def _encode(
@@ -193,9 +92,9 @@ def _settings(
     images: Sequence[Sequence[ImageFile]],
 ) -> dict[str, Any]:
     asked = json.dumps([row.fields for row in rows], sort_keys=True).encode()
-    # Wherever they are: by their names and sizes.
+    # Wherever they are: the rows have their names, and these are their sizes in bytes.
     sizes = [[image.size for image in own] for own in images]
-    seen = {"images": hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]} if any(images) else {}
+    seen = {_IMAGES: sizes} if any(images) else {}
     return {
         "prompts": f"{len(rows)} rows, {hashlib.sha256(asked).hexdigest()[:16]}",
         "model": ready.name,
@@ -226,7 +125,12 @@ def _check_out(prompts: Path, out: Path) -> None:
         )
 
 
-def _check_settings(out: Path, settings: dict[str, Any]) -> None:
+def _check_settings(out: Path, settings: dict[str, Any], answered: int) -> None:
+    """Check that answers belong to these settings, and note the images of the rows to come.
+
+    Raises:
+        DoraError: naming what differs. Of the images only those of the `answered` rows count.
+    """
     path, way_out = _settings_path(out), f"choose another --out, or delete {out}"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -235,16 +139,51 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
         raise DoraError(f"{path}: cannot be read ({error}); {way_out}") from None
     if "weights" not in names:
         names = [name for name in names if name != "model"]  # the same one from another place
-    if names:
-        differ = "; ".join(
-            f"{name} is {stored.get(name)!r} there and {settings[name]!r} here" for name in names
-        )
-        raise DoraError(f"{out}: holds answers of another run ({differ}); {way_out}")
+    differ = [
+        f"{name} is {stored.get(name)!r} there and {settings[name]!r} here"
+        for name in names
+        if name != _IMAGES
+    ]
+    if _IMAGES in names:
+        differ += _other_images(stored.get(_IMAGES), settings[_IMAGES][:answered])
+    if differ:
+        raise DoraError(f"{out}: holds answers of another run ({'; '.join(differ)}); {way_out}")
+    if _IMAGES in names:
+        _write_settings(out, stored | {_IMAGES: settings[_IMAGES]})
+
+
+def _other_images(stored: Any, given: Sequence[Any]) -> list[str]:
+    """Return in words which of the first rows had other images, by their sizes; one is enough."""
+    there = [*stored] if isinstance(stored, list) else []
+    there += [None] * (len(given) - len(there))
+    return [
+        f"the images of row {number} have {old} bytes there and {new} here"
+        for number, (old, new) in enumerate(zip(there, given, strict=False), 1)
+        if old != new
+    ][:1]
+
+
+def _write_settings(out: Path, settings: dict[str, Any]) -> None:
+    write_text(_settings_path(out), json.dumps(settings, indent=1) + "\n")
+
+
+def _answered(content: bytes, samples: int) -> int:
+    """Return the number of rows that have answers in an output, the last of them maybe not all."""
+    return -(-content.count(b"\n") // samples)
+
+
+def _content(out: Path) -> bytes:
+    try:
+        return out.read_bytes()
+    except OSError:  # not there; else `_claim` says what is wrong with it
+        return b""
 
 
 @contextlib.contextmanager
-def _claim(out: Path, settings: dict[str, Any], most: int) -> Iterator[tuple[BinaryIO, int]]:
-    """Open the output for appending, and say how many of its `most` lines are there already.
+def _claim(
+    out: Path, settings: dict[str, Any], rows: int, samples: int
+) -> Iterator[tuple[BinaryIO, int]]:
+    """Open the output of rows, with a line for each sample; say how many lines are there already.
 
     Raises:
         DoraError: when it belongs to other settings, is in use, is broken or cannot be written.
@@ -266,9 +205,9 @@ def _claim(out: Path, settings: dict[str, Any], most: int) -> Iterator[tuple[Bin
         file.seek(0)
         content = file.read()
         if content:
-            _check_settings(out, settings)
+            _check_settings(out, settings, _answered(content, samples))
         else:
-            write_text(_settings_path(out), json.dumps(settings, indent=1) + "\n")
+            _write_settings(out, settings)
         # A killed process may have left half a line.
         whole = content.rfind(b"\n") + 1
         file.truncate(whole)
@@ -280,9 +219,10 @@ def _claim(out: Path, settings: dict[str, Any], most: int) -> Iterator[tuple[Bin
                 raise DoraError(
                     f"{out}, line {number}: is not JSON; delete {out} to start again"
                 ) from None
-        if len(lines) > most:
+        if len(lines) > rows * samples:
             raise DoraError(
-                f"{out}: has {len(lines)} lines where {most} are due; delete it to start again"
+                f"{out}: has {len(lines)} lines where {rows * samples} are due; delete it to start "
+                "again"
             )
         yield file, len(lines)
 
@@ -337,14 +277,15 @@ def generate_file(
         raise DoraError(f"--batch-size must be at least 1; got {batch_size}")
     rows = read_rows(prompts)
     _check_out(prompts, out)
-    images = [_images(row, image_folder or prompts.parent) for row in rows]
+    samples = sampling.num_samples
+    first = _answered(_content(out), samples)
+    images = find_images(rows, image_folder or prompts.parent, first)
     ready = load_answerer(model, adapter, template)
     ids = _encode(rows, images, ready, sampling.max_new_tokens)
-    samples = sampling.num_samples
     width = max(samples, sampling.num_beams)
     settings = _settings(rows, ready, sampling, stop, batch_size, images)
     written = 0
-    with _claim(out, settings, len(rows) * samples) as (file, done):
+    with _claim(out, settings, len(rows), samples) as (file, done):
         if done == len(rows) * samples:
             return 0
         work = [float(len(row) + sampling.max_new_tokens) for row in ids]

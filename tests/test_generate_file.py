@@ -9,8 +9,9 @@ import pytest
 from dora_jax import generate_file as module
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.errors import DoraError
-from dora_jax.generate_file import SETTINGS_SUFFIX, generate_file, read_rows
+from dora_jax.generate_file import SETTINGS_SUFFIX, generate_file
 from dora_jax.generation import Sampling
+from dora_jax.prompt_rows import read_rows
 from dora_jax.training.progress import WorkProgress
 from tests.checkpoint.tiny_adapter import write_base
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer

@@ -327,6 +327,52 @@ def test_a_bad_row_of_prompts_is_named_before_any_work(folder, tmp_path, row, me
     assert not (tmp_path / "said.jsonl").exists()
 
 
+def damage(path):
+    """Write noise as an image, and change it in the middle, where neither end shows it."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+def test_an_image_that_is_damaged_in_its_middle_is_named_before_any_work(folder, tmp_path):
+    damage(tmp_path / "b.png")
+    draw(tmp_path / "a.png", 20)
+    asked = tmp_path / "asked.jsonl"
+    write_rows(asked, [{"prompt": "Which?", "image": name} for name in ("a.png", "b.png")])
+    with pytest.raises(DoraError, match=r"asked\.jsonl, line 2: .*b\.png: is no image"):
+        generate_file(asked, tmp_path / "said.jsonl", Sampling(2), model=str(folder / "llava"))
+    assert not (tmp_path / "said.jsonl").exists()
+
+
+def test_images_of_rows_that_are_not_answered_may_change(folder, tmp_path):
+    """The first row stays answered when the second one's image is replaced, and only then."""
+    names = ("a.png", "b.png")
+    for name in names:
+        draw(tmp_path / name, 20)
+    asked, said_ = tmp_path / "asked.jsonl", tmp_path / "said.jsonl"
+    write_rows(asked, [{"prompt": "Which?", "image": name} for name in names])
+    how = {"model": str(folder / "llava"), "template": "plain", "batch_size": 1}
+    assert generate_file(asked, said_, Sampling(2), **how) == 2
+    first, second = said_.read_bytes().splitlines(keepends=True)
+    said_.write_bytes(first)
+    Image.new("RGB", (30, 14), (1, 2, 3)).save(tmp_path / "b.png")
+    assert generate_file(asked, said_, Sampling(2), **how) == 1
+    assert said_.read_bytes().splitlines(keepends=True)[0] == first
+    assert said_.read_bytes().splitlines(keepends=True)[1] != second
+    # What is answered now is noted: neither image may change any more.
+    for name, row in (("a.png", 1), ("b.png", 2)):
+        kept = (tmp_path / name).read_bytes()
+        Image.new("RGB", (9, 14), (1, 2, 3)).save(tmp_path / name)
+        with pytest.raises(
+            DoraError, match=rf"another run \(the images of row {row} have \[.*\] bytes there and"
+        ):
+            generate_file(asked, said_, Sampling(2), **how)
+        (tmp_path / name).write_bytes(kept)
+    assert generate_file(asked, said_, Sampling(2), **how) == 0
+
+
 def test_answers_about_other_images_are_not_mixed(folder, tmp_path):
     """Parts of a message, and another folder with images of the same names."""
     parts = [{"type": "text", "text": "Which?"}]
@@ -336,7 +382,7 @@ def test_answers_about_other_images_are_not_mixed(folder, tmp_path):
     said_ = tmp_path / "said.jsonl"
     assert generate_file(asked, said_, Sampling(2), image_folder=folder / "pictures", **how) == 1
     Image.new("RGB", (30, 14), (1, 2, 3)).save(tmp_path / "0.png")
-    with pytest.raises(DoraError, match=r"holds answers of another run \(images is"):
+    with pytest.raises(DoraError, match=r"holds answers of another run \(the images of row 1"):
         generate_file(asked, said_, Sampling(2), **how)
 
 

@@ -4,6 +4,8 @@ What is done is told by `preprocessor_config.json`, in the words of `transformer
 CLIP, SigLIP and LLaVA, and done by Pillow as they do it.
 """
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from dora_jax.analysis.records import is_instance
 from dora_jax.errors import DoraError
 from dora_jax.json_file import read_json_object
 
@@ -22,15 +25,27 @@ FILE = "preprocessor_config.json"
 # Where transformers 5 writes it, as a part.
 PROCESSOR_FILE = "processor_config.json"
 _PART = "image_processor"
-_AGAIN = "Download the folder again, or take another one."
+_AGAIN = "Mend it, or download the folder again."
 _BICUBIC = 3
+# Pillow's filters, by their numbers.
+_FILTERS = range(6)
+_CHANNELS = 3
 # What a whole file has near its end, whatever some programs put behind it.
 _ENDS = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}
 _LAST = 4096
 # Of CLIP's training images.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # Settings that are told by another one, or say nothing of the numbers.
-_SILENT = ("image_processor_type", "processor_class", "feature_extractor_type", "data_format")
+_SILENT = (
+    "image_processor_type",
+    "processor_class",
+    "feature_extractor_type",
+    "data_format",
+    "device",
+    "disable_grouping",
+    "image_seq_length",
+    "return_tensors",
+)
 _KNOWN = (
     "do_convert_rgb",
     "do_resize",
@@ -39,6 +54,7 @@ _KNOWN = (
     "do_center_crop",
     "do_pad",
     "size",
+    "default_to_square",
     "crop_size",
     "resample",
     "rescale_factor",
@@ -59,7 +75,10 @@ class ImageProcessor:
         mean: of each channel, subtracted; None does not normalise.
         std: of each channel, divided by.
         rescale: what a pixel's value, 0 to 255, is multiplied by; None leaves it.
-        resample: Pillow's filter for resizing.
+        resample: Pillow's filter for resizing, by its number.
+
+    Raises:
+        ValueError: for a value of another kind, or one that no image can be made by.
     """
 
     size: tuple[int, int] | int | None = 224
@@ -69,6 +88,22 @@ class ImageProcessor:
     std: tuple[float, ...] = _STD
     rescale: float | None = 1 / 255
     resample: int = _BICUBIC
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, tuple):
+            _check_pair("size", self.size)
+        elif self.size is not None:
+            _check(_is_count(self.size), "size", self.size, "a whole number of at least 1")
+        if self.crop is not None:
+            _check_pair("crop_size", self.crop)
+        if self.mean is not None:
+            _check_channels("image_mean", self.mean, "numbers", -math.inf)
+        _check_channels("image_std", self.std, "numbers more than 0", 0)
+        scales = self.rescale is None or (_is_number(self.rescale) and self.rescale > 0)
+        _check(scales, "rescale_factor", self.rescale, "a number more than 0")
+        is_filter = is_instance(self.resample, (int,)) and self.resample in _FILTERS
+        numbers = f"the number of one of Pillow's filters, 0 to {_FILTERS[-1]}"
+        _check(is_filter, "resample", self.resample, numbers)
 
     @classmethod
     def load(cls, folder: Path) -> "ImageProcessor":
@@ -85,8 +120,10 @@ class ImageProcessor:
             raw = read_json_object(path, _AGAIN, ". ")[_PART]
         try:
             return cls.from_dict(raw)
-        except (ValueError, TypeError, KeyError) as error:
+        except ValueError as error:
             raise DoraError(f"{path}: {error}. {_AGAIN}") from None
+        except DoraError as error:
+            raise DoraError(f"{path}: {error}") from None
 
     @staticmethod
     def is_told(folder: Path) -> bool:
@@ -101,23 +138,37 @@ class ImageProcessor:
     def from_dict(cls, raw: dict[str, Any]) -> "ImageProcessor":
         """Return the processor of a `preprocessor_config.json`'s settings.
 
+        Settings that are null are as if they were not there, and so are those whose name begins
+        with an underscore: they are transformers' own notes.
+
         Raises:
-            ValueError: for a setting that is not known and not empty.
+            DoraError: for a setting that is not known; it might change the pixels.
+            ValueError: for a setting whose value cannot be.
         """
-        unknown = [n for n, v in raw.items() if n not in (*_KNOWN, *_SILENT) and v is not None]
+        given = {n: v for n, v in raw.items() if v is not None and not n.startswith("_")}
+        unknown = [f"{n} ({json.dumps(v)})" for n, v in given.items() if n not in _KNOWN + _SILENT]
         if unknown:
-            raise ValueError(f"settings that are not supported: {', '.join(unknown)}")
-        normalises = raw.get("do_normalize", True)
+            raise DoraError(
+                f"settings that are not supported: {', '.join(unknown)}; remove them if they "
+                "change no pixel, else take another model"
+            )
+
+        def does(name: str, default: bool = True) -> bool:
+            does_it: bool = given.get(name, default)
+            _check(isinstance(does_it, bool), name, does_it, "true or false")
+            return does_it
+
+        is_square = does("default_to_square", False)
         return cls(
-            size=_size(raw.get("size", 224)) if raw.get("do_resize", True) else None,
-            crop=_square(raw.get("crop_size", 224)) if raw.get("do_center_crop") else None,
-            pad=bool(raw.get("do_pad")),
-            mean=tuple(raw.get("image_mean") or _MEAN) if normalises else None,
-            std=tuple(raw.get("image_std") or _STD),
-            rescale=float(raw.get("rescale_factor", 1 / 255))
-            if raw.get("do_rescale", True)
+            size=_size(given.get("size", 224), is_square) if does("do_resize") else None,
+            crop=_pair("crop_size", given.get("crop_size", 224))
+            if does("do_center_crop", False)
             else None,
-            resample=int(raw.get("resample", _BICUBIC)),
+            pad=does("do_pad", False),
+            mean=_channels(given.get("image_mean", _MEAN)) if does("do_normalize") else None,
+            std=_channels(given.get("image_std", _STD)),
+            rescale=given.get("rescale_factor", 1 / 255) if does("do_rescale") else None,
+            resample=given.get("resample", _BICUBIC),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -245,18 +296,54 @@ def _check_end(image: "Image") -> None:
         raise OSError("it is cut short")
 
 
-def _size(given: Any) -> tuple[int, int] | int:
-    if isinstance(given, dict) and "shortest_edge" in given:
-        return int(given["shortest_edge"])
-    if isinstance(given, int):
-        return given
-    return _square(given)
+def _check(condition: bool, name: str, value: object, allowed: str) -> None:
+    """Check a setting's value.
+
+    Raises:
+        ValueError: naming the setting, what it is and what it may be.
+    """
+    if not condition:
+        raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
-def _square(given: Any) -> tuple[int, int]:
-    if isinstance(given, int):
-        return given, given
-    return int(given["height"]), int(given["width"])
+def _is_number(value: object) -> bool:
+    return is_instance(value, (int, float)) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_count(value: object) -> bool:
+    return is_instance(value, (int,)) and value >= 1  # type: ignore[operator]
+
+
+def _check_pair(name: str, given: tuple[Any, ...]) -> None:
+    allowed = "a height and a width, whole numbers of at least 1"
+    _check(len(given) == 2 and all(map(_is_count, given)), name, given, allowed)
+
+
+def _check_channels(name: str, given: tuple[Any, ...], allowed: str, above: float) -> None:
+    fits = len(given) == _CHANNELS and all(_is_number(value) and value > above for value in given)
+    _check(fits, name, given, f"{_CHANNELS} {allowed}, one of each channel")
+
+
+def _size(given: Any, is_square: bool) -> Any:
+    """Return what an image is resized to; a number alone is the shorter edge, or both."""
+    if isinstance(given, dict) and set(given) == {"shortest_edge"}:
+        return given["shortest_edge"]
+    return _pair("size", given) if isinstance(given, dict | list) or is_square else given
+
+
+def _pair(name: str, given: Any) -> tuple[Any, ...]:
+    """Return (height, width); a number alone is both."""
+    if isinstance(given, dict):
+        other = ' or {"shortest_edge"}' if name == "size" else ""
+        allowed = f'a number, [height, width], {{"height", "width"}}{other}'
+        _check(set(given) == {"height", "width"}, name, given, allowed)
+        return given["height"], given["width"]
+    return tuple(given) if isinstance(given, list) else (given, given)
+
+
+def _channels(given: Any) -> tuple[Any, ...]:
+    """Return a number for each channel; one alone is of them all."""
+    return tuple(given) if isinstance(given, list | tuple) else (given,) * _CHANNELS
 
 
 def _new_size(image: "Image", size: tuple[int, int] | int) -> tuple[int, int]:
