@@ -50,11 +50,7 @@ def conclude(summary: Summary) -> Conclusion:
             void=True,
         )
     if summary.headline is None:
-        if len(summary.methods) > 1:
-            headline = "No comparison can be made: no two methods were run with the same seed."
-        else:
-            headline = f"Only {summary.reference.label} was run: there is nothing to compare."
-        return Conclusion(headline, tuple(_against_base(summary)))
+        return Conclusion(_no_pair(summary), tuple(_against_base(summary)))
     heads = summary.headlines
     words = summary.words
     if len(heads) == 1:
@@ -67,10 +63,29 @@ def conclude(summary: Summary) -> Conclusion:
         (
             *figures,
             *_other_pairs(others, len(summary.pairs)),
+            *_baselines(summary),
             *_against_base(summary),
             *_cost(heads[0]),
         ),
     )
+
+
+def _no_pair(summary: Summary) -> str:
+    """Why there is nothing to compare."""
+    compared = [method.label for method in summary.compared]
+    if len(compared) > 1:
+        return "No comparison can be made: no two methods were run with the same seed."
+    beside = " beside baselines" if compared and summary.baselines else ""
+    only = compared[0] if compared else say.listed([m.label for m in summary.baselines])
+    return f"Only {only} was run{beside}: there is nothing to compare."
+
+
+def _baselines(summary: Summary) -> list[str]:
+    if not summary.baselines:
+        return []
+    names = [f'"{method.label}"' for method in summary.baselines]
+    are = "is a baseline" if len(names) == 1 else "are baselines"
+    return [f"{say.listed(names)} {are}, in no pair."]
 
 
 def cautions(summary: Summary) -> tuple[Caution, ...]:
@@ -308,8 +323,8 @@ def _divergence_cautions(summary: Summary) -> list[str]:
 
 def _seed_cautions(summary: Summary) -> list[str]:
     found = []
-    if len({method.seeds for method in summary.methods}) > 1:
-        parts = [f"{m.label} {say.listed([str(s) for s in m.seeds])}" for m in summary.methods]
+    if len({method.seeds for method in summary.compared}) > 1:
+        parts = [f"{m.label} {say.listed([str(s) for s in m.seeds])}" for m in summary.compared]
         found.append(f"Not the same seeds ({'; '.join(parts)}): only shared ones are compared.")
     if summary.headline is not None and summary.headline.comparison.seeds == 2:
         found.append("Two seeds say little about the luck of the seed: take three or more.")
@@ -317,22 +332,23 @@ def _seed_cautions(summary: Summary) -> list[str]:
 
 
 def _range_cautions(summary: Summary) -> list[str]:
-    found = []
+    # Baselines are there to gain little.
+    found, compared = [], summary.compared
     chance = summary.results.data.chance
-    stuck = [m.label for m in summary.methods if m.over_base.interval.low <= 0]
+    stuck = [m.label for m in compared if m.over_base.interval.low <= 0]
     if stuck:
         found.append(
             f"No gain over the untuned model is shown for {say.listed(stuck)}: such a comparison "
             "says little about the methods. Train longer, or try other rates or another task."
         )
-    guessing = [m.label for m in summary.methods if chance is not None and chance in m.interval]
+    guessing = [m.label for m in compared if chance is not None and chance in m.interval]
     if guessing:
         found.append(
             f"{say.listed(guessing)}: not distinguishable from guessing "
             f"({summary.words.value(chance)})."
         )
     # A score above it is no sign of ease where a metric may give more than a full mark.
-    if summary.words.binary and min(method.accuracy for method in summary.methods) > CEILING:
+    if summary.words.binary and min((m.accuracy for m in compared), default=0.0) > CEILING:
         found.append(f"Every method is above {100 * CEILING:.0f} %: the task is too easy to tell.")
     return found
 
