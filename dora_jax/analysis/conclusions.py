@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
+from dora_jax.analysis.dominance import dominance
 from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
@@ -95,6 +96,7 @@ def cautions(summary: Summary) -> tuple[Caution, ...]:
         *_divergence_cautions(summary),
         *_seed_cautions(summary),
         *_range_cautions(summary),
+        *_dominance_cautions(summary),
         *_search_cautions(summary),
         *_skipped_cautions(summary),
     )
@@ -351,6 +353,19 @@ def _range_cautions(summary: Summary) -> list[str]:
     if summary.words.binary and min((m.accuracy for m in compared), default=0.0) > CEILING:
         found.append(f"Every method is above {100 * CEILING:.0f} %: the task is too easy to tell.")
     return found
+
+
+def _dominance_cautions(summary: Summary) -> list[str]:
+    found = dominance(summary)
+    if found is None:
+        return []
+    what = "average difference" if found.of_difference else "average"
+    task = f"{found.task.task or '(unnamed)'} ({found.task.metric})"
+    return [
+        f"{task} holds {say.percent(found.share, 0)} of the variance of the {what} of "
+        f"{len(summary.tasks)} tasks: the conclusion rests more on it than on all the others. The "
+        "report has the tasks one by one."
+    ]
 
 
 def _search_cautions(summary: Summary) -> list[str]:
