@@ -12,6 +12,7 @@ pytest.importorskip("PIL", reason="the scenes extra is not installed")
 
 
 from dora_jax.checkpoint.bart import read_bart_folder
+from dora_jax.comparison.arms import make_arms
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B
 from dora_jax.errors import DoraError
 from experiments import steps
@@ -215,6 +216,7 @@ def test_its_sizes_go_together(sizes, tmp_path):
     assert sizes.rank * 6 == sizes.width
     seeds = [dict(fields).get("compare.first_seeds", 0) for _, fields in compared.variants]
     assert seeds == [0, 0, 0, 1, 1]
+    assert [arm.baseline for arm in make_arms(compared)] == [False, False, False, True, True]
     rates = [dict(fields).get("compare.learning_rates") for _, fields in compared.variants]
     assert all(rate is None or len(rate) == 3 for rate in rates)
     patches = (FAMILY_A.canvas // sizes.tower.patch) ** 2

@@ -163,6 +163,7 @@ class Arm:
         point: its values on the axes of the grid, by field; without those that its method does
             not depend on.
         start: the method or variant that it is at this point of the grid; by default the name.
+        baseline: whether it is shown beside the others and is in no pair.
     """
 
     name: str
@@ -170,6 +171,7 @@ class Arm:
     method: str
     point: dict[str, Any] = field(default_factory=dict)
     start: str = ""
+    baseline: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", self.start or self.name)
@@ -420,6 +422,9 @@ class ComparisonResults:
                 raise FieldError(
                     field_name, f"names {unknown[0]!r}, which is not an arm: {', '.join(known)}"
                 )
+        for arm in self.arms:
+            if arm.baseline and any(arm.name in pair for pair in self.pairs):
+                raise FieldError("pairs", f"names {arm.name!r}, a baseline, which is in no pair")
 
     @property
     def strata(self) -> tuple[str, ...] | None:

@@ -188,9 +188,11 @@ class Task:
                 f"{with_options:,} of the {info.eval_rows:,} rows to evaluate have options and the "
                 "rest have none: all are scored as free answers"
             )
-        repeated = info.eval_rows - len({row.prompt for row in self.rows["evaluation"]})
+        asked = [(row.prompt, row.images) for row in self.rows["evaluation"]]
+        repeated = len(asked) - len(set(asked))
         if repeated:
-            lines.append(f"{repeated:,} of the rows to evaluate repeat the prompt of another one")
+            what = "prompt and images" if any(images for _, images in asked) else "prompt"
+            lines.append(f"{repeated:,} of the rows to evaluate repeat the {what} of another one")
         for split, reasons in self.skipped.items():
             lines += [f"left out of {split}: {n:,} rows, {why}" for why, n in reasons.items()]
         for split, reasons in self.cut.items():

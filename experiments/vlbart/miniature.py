@@ -298,7 +298,7 @@ def base(sizes: Sizes, features: Path) -> ExperimentConfig:
 def comparison(sizes: Sizes, features: Path) -> ExperimentConfig:
     """Return the comparison on family B: what the paper tunes, at its share of the width."""
     low_rank = adapter("image" if sizes.subject == "images" else "video")
-    lora = {"train.method": "lora", "compare.first_seeds": 1}
+    lora = {"train.method": "lora", "compare.first_seeds": 1, "compare.baseline": True}
     return ExperimentConfig(
         **_common(sizes, features, "scenes", "B"),
         model=ModelConfig(name=str(sizes.folder / "base")),

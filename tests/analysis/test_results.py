@@ -7,7 +7,13 @@ import pytest
 
 from dora_jax.analysis import atomic
 from dora_jax.analysis.records import FieldError
-from dora_jax.analysis.results import BaseResult, ComparisonResults, HistoryPoint, ProtocolResult
+from dora_jax.analysis.results import (
+    Arm,
+    BaseResult,
+    ComparisonResults,
+    HistoryPoint,
+    ProtocolResult,
+)
 from dora_jax.errors import DoraError
 from tests.analysis import sample
 
@@ -241,3 +247,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_half_a_surrogate_pair_does_not_lose_the_file(tmp_path):
     path = sample.results(name="a\ud800b").to_json(tmp_path / "results.json")
     assert ComparisonResults.from_json(path).name == "a\ud800b"
+
+
+def test_a_pair_with_a_baseline_is_refused():
+    arms = (Arm("lora", "LoRA", "lora", baseline=True), Arm("dora", "DoRA", "dora"))
+    assert sample.results(arms=arms).arms == arms
+    with pytest.raises(FieldError, match="pairs: names 'lora', a baseline, which is in no pair"):
+        sample.results(arms=arms, pairs=(("dora", "lora"),))

@@ -10,6 +10,7 @@ from dora_jax.data.encode import encode_all
 from dora_jax.data.formats import read_row
 from dora_jax.data.prompts import get_template
 from dora_jax.data.splits import read_examples
+from dora_jax.data.vision import ImageFile
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import new_tokens
 from dora_jax.evaluation.first_match import judge
@@ -213,6 +214,22 @@ def test_nothing_is_written_to_validation_rows(data, tmp_path, monkeypatch, fiel
     assert sum(done) == task.tokens("validation")
     assert found.loss > 0
     assert (found.accuracy is None) == (metric != "accuracy")
+
+
+@pytest.mark.parametrize(("images", "repeated"), [("ab", 0), ("aa", 1), (("", ""), 1)])
+def test_one_question_about_two_images_is_no_repetition(data, images, repeated):
+    task = load_task(data([row(n) for n in range(10)]), tokenizer())
+    asked = [
+        dataclasses.replace(
+            task.rows["evaluation"][0], images=tuple(ImageFile(name, name) for name in own)
+        )
+        for own in images
+    ]
+    task = dataclasses.replace(task, rows={**task.rows, "evaluation": tuple(asked)})
+    lines = [line for line in task.describe() if "repeat" in line]
+    what = "prompt and images" if images[0] else "prompt"
+    told = f"1 of the rows to evaluate repeat the {what} of another one"
+    assert lines == [told] * repeated
 
 
 def chat(n):
