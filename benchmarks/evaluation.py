@@ -57,10 +57,10 @@ def timed_programs() -> Iterator[list[float]]:
 
 def measure(task: Task, model: Llama, params: Any) -> dict[str, Any]:
     """Return the times of one evaluation, after one that compiles."""
-    task.score(model, params, "evaluation")
+    task.score(model, params)
     with timed_programs() as times:
         start = time.perf_counter()
-        task.score(model, params, "evaluation")
+        task.score(model, params)
         whole = time.perf_counter() - start
     rows = len(task.rows["evaluation"])
     host = whole - sum(times)

@@ -17,6 +17,7 @@ from dora_jax.data.vision import IMAGE, Picture, Vision, with_marks
 from dora_jax.errors import DoraError
 from dora_jax.generation import Completion, Sampling, generate
 from dora_jax.models.build import Writer, build_model
+from dora_jax.models.vlbart import VLBartConfig
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 
@@ -90,8 +91,13 @@ class Answerer:
         """Check that the model sees, where there are images.
 
         Raises:
-            DoraError: when it reads text alone.
+            DoraError: when it reads text alone, or features in place of images.
         """
+        if count and isinstance(self.base.config, VLBartConfig):
+            raise DoraError(
+                f"{self.name} reads features of images and not files: ask it from Python, by "
+                "dora_jax.generate with images= (docs/vlbart.md)"
+            )
         if count and self.vision is None:
             raise DoraError(f"{self.name} reads text alone; name a model that sees with --model")
 
@@ -241,7 +247,7 @@ def answer(
 
     Raises:
         DoraError: for an empty prompt, an unknown template, anything that cannot be loaded, or
-            images for a model that reads text alone.
+            images for a model that does not read them.
     """
     return answers(
         prompt,

@@ -259,3 +259,43 @@ def test_arms_of_other_seeds_are_two():
     }
     assert len(make_arms(experiment(seeds=(0, 1), variants=variants))) == 2
     assert len(make_arms(experiment(seeds=(0,), variants=variants))) == 1
+
+
+FAR = {"train.method": "lora", "data.images": "leave_out", "compare.baseline": True}
+NEAR = {"LoRA": {"train.method": "lora"}, "DoRA": {"train.method": "dora"}}
+
+
+def test_a_variant_may_be_a_baseline():
+    arms = make_arms(experiment(variants={**NEAR, "LoRA, blind": FAR}))
+    assert [arm.baseline for arm in arms] == [False, False, True]
+    # One that trains as a compared arm does is another arm: it is in no pair.
+    twin = {"train.method": "lora", "compare.baseline": True}
+    assert len(make_arms(experiment(variants={"Twin": twin, **NEAR}))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"variants": {"A": FAR}}, "compare.baseline: every arm is a baseline"),
+        ({"compare": CompareConfig(baseline=True)}, "compare.baseline: every arm is a baseline"),
+        (
+            {
+                "variants": {**NEAR, "Blind": FAR},
+                "compare": CompareConfig(pairs=(("lora", "blind"),)),
+            },
+            "compare.pairs names 'blind', a baseline, which is in no pair",
+        ),
+        (
+            {"variants": {**NEAR, "Blind": {**FAR, "compare.baseline": "yes"}}},
+            r"variant 'Blind': compare\.baseline must be true or false; got 'yes'",
+        ),
+    ],
+)
+def test_baselines_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(DoraError, match=message):
+        make_arms(experiment(**changes))
+
+
+def test_a_grid_does_not_make_baselines():
+    with pytest.raises(DoraError, match=r"grid: 'compare\.baseline' is not a field that may vary"):
+        experiment(grid={"compare.baseline": (True, False)})

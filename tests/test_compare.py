@@ -13,6 +13,7 @@ from dora_jax.comparison import compare as comparison
 from dora_jax.comparison import evaluate as evaluating
 from dora_jax.comparison import parts, workbench
 from dora_jax.errors import DoraError
+from dora_jax.evaluation.validation import Validation
 from dora_jax.training import runs
 from dora_jax.training.config import (
     AdapterConfig,
@@ -73,6 +74,31 @@ def test_the_rate_of_least_validation_loss_is_chosen(results):
         assert run.learning_rate == best.learning_rate
 
 
+def test_tasks_count_alike_in_the_choice_of_the_rate(config, tmp_path, monkeypatch):
+    """By all tokens together the first rate would be chosen, whose captions are better."""
+    trials = iter(
+        [
+            Validation(1.2, {"caption": 1.1, "vqa": 3.0}, None),
+            Validation(1.3, {"caption": 1.3, "vqa": 1.5}, None),
+        ]
+    )
+    monkeypatch.setattr(workbench.Workbench, "validate", lambda *arguments: next(trials))
+    own = dataclasses.replace(config.compare, methods=("lora",), search_steps=1)
+    short = dataclasses.replace(config.train, steps=1)
+    out = tmp_path / "run"
+    found = comparison.compare(dataclasses.replace(config, compare=own, train=short, out=out), "c")
+    assert [trial.chosen for trial in found.search] == [False, True]
+    assert [trial.validation_loss for trial in found.search] == pytest.approx([2.05, 1.4])
+    assert found.search[1].validation_losses == {"caption": 1.3, "vqa": 1.5}
+    assert found.runs[0].learning_rate == 1e-2
+    assert ComparisonResults.from_json(out / "results.json") == found
+    assert "the mean over tasks of each one" in (out / "report.html").read_text()
+
+
+def test_of_one_task_no_losses_by_task_are_kept(results):
+    assert [trial.validation_losses for trial in results.search] == [{}] * 4
+
+
 def test_dora_was_on(results):
     lora, dora = results.runs
     assert lora.magnitude_parameters == 0
@@ -112,6 +138,7 @@ def test_a_run_ends_with_how_far_it_went(config, tmp_path, capsys):
 def test_run_again_nothing_is_trained(results, config, monkeypatch):
     monkeypatch.setattr(parts, "fit", None)
     monkeypatch.setattr(workbench.Workbench, "score", None)
+    monkeypatch.setattr(workbench.Workbench, "validate", None)
     monkeypatch.setattr(parts, "Shelf", None)  # what is done is looked for nowhere
     assert facts(comparison.compare(config, "the command")) == facts(results)
 
@@ -148,14 +175,19 @@ def test_a_rate_that_diverges_loses_the_search_and_does_not_end_it(config, tmp_p
             raise parts.DivergedError("the loss is nan")
         return fit(*args, **fields)
 
-    score, splits = workbench.Workbench.score, []
+    splits = []
 
-    def noted(self, params, split, *advance):
-        splits.append(split)
-        return score(self, params, split, *advance)
+    def noted(split, method):
+        def call(*arguments):
+            splits.append(split)
+            return method(*arguments)
+
+        return call
 
     monkeypatch.setattr(parts, "fit", diverging)
-    monkeypatch.setattr(workbench.Workbench, "score", noted)
+    for split, name in (("evaluation", "score"), ("validation", "validate")):
+        method = noted(split, getattr(workbench.Workbench, name))
+        monkeypatch.setattr(workbench.Workbench, name, method)
     found = comparison.compare(dataclasses.replace(config, out=tmp_path / "run"), "the command")
     # Rates are chosen by validation rows, methods judged by evaluation rows.
     assert splits == ["evaluation", "validation", "validation", "evaluation", "evaluation"]

@@ -21,12 +21,16 @@ PARTS = (
     "build_data.py",
     "build_eval.py",
     "miniature.py",
+    "nlvr.py",
     "scene_rows.py",
     "paper.py",
     "published.py",
     "smollm2.py",
     "start.py",
+    "steps.py",
+    "tower.py",
     "tuned.py",
+    "words.py",
 )
 FILES = [
     path

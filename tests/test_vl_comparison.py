@@ -179,6 +179,20 @@ def test_what_is_seen_and_what_is_read_count(config, results):
     assert len({both, blind, mute}) == 3
 
 
+def test_of_what_is_left_out_nothing_is_read(config):
+    """What images alone tell is asked by the first word, which names the task."""
+    given = read_examples(config.data)
+    mute = read_examples(dataclasses.replace(config.data, texts="leave_out"))
+    blind = read_examples(dataclasses.replace(config.data, images="leave_out"))
+    for split, examples in given.splits.items():
+        for whole, words, seen in zip(
+            examples, blind.splits[split], mute.splits[split], strict=True
+        ):
+            assert (words.prompt, words.images) == (whole.prompt, ())
+            assert (seen.prompt, seen.images) == (f"{whole.task}:", whole.images)
+            assert words.answer == seen.answer == whole.answer
+
+
 def test_rows_without_features_are_counted(inputs, config):
     path = inputs / "more.jsonl"
     lines = (inputs / "train.jsonl").read_text().splitlines()

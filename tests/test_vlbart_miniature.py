@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 
 import jax
 import numpy as np
@@ -11,16 +10,21 @@ import pytest
 pytest.importorskip("sklearn", reason="the scenes extra is not installed")
 pytest.importorskip("PIL", reason="the scenes extra is not installed")
 
-from PIL import Image
 
 from dora_jax.checkpoint.bart import read_bart_folder
+from dora_jax.comparison.arms import make_arms
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B
+from dora_jax.errors import DoraError
+from experiments import steps
 from experiments.llava import miniature as llava
 from experiments.vlbart import miniature
 from experiments.vlbart.miniature import CPU, GPU
 from experiments.vlbart.scene_rows import TASKS, pictures, scene_row
+from tests.nlvr_folder import nlvr_folder
 
-TOWER = dataclasses.replace(llava.CPU, name="toy", width=32, layers=2)
+TOWER = dataclasses.replace(
+    llava.CPU, name="toy", width=32, layers=2, tower_scenes=8, tower_steps=1
+)
 TOY = {
     "name": "toy",
     "tower": TOWER,
@@ -33,6 +37,7 @@ TOY = {
     "tune_steps": 2,
     "search_steps": 0,
     "test_rows": 2,
+    "test_captions": 2,
     "rank": 2,
     "new_tokens": 3,
     "seeds": (0,),
@@ -45,40 +50,27 @@ def toy(subject):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Where all is run: the tower that both families take, here of random weights, is there."""
+    """Where all is run: the tower that both families take, hardly trained, is there."""
     found = tmp_path_factory.mktemp("miniature")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(found)
-        llava.learn_data(TOWER.folder / "tower", 2, 0)
-        llava.captioner(TOWER, TOWER.folder / "tower-model")
-    _nlvr(found / "nlvr")
+        llava.make_tower(TOWER)
+    nlvr_folder(found / "nlvr")
     return found
 
 
 def done(subject, place, until):
-    """Do the steps, NLVR too; return the sizes and where it was run."""
+    """Do the steps, NLVR too for images; return the sizes and where it was run."""
     sizes = toy(subject)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        miniature.run(sizes, place / "nlvr", until)
+        miniature.run(sizes, place / "nlvr" if subject == "images" else None, until)
     return sizes, place
 
 
 @pytest.fixture(scope="module", params=["images", "video"])
 def made(request, place):
     return done(request.param, place, "base")
-
-
-def _nlvr(folder):
-    folder.mkdir()
-    for split in ("train", "dev"):
-        rows = [{"sentence": f"It is {n}.", "label": "true", "image": f"{n}.png"} for n in range(3)]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / f"{split}.jsonl").write_text(text)
-        with zipfile.ZipFile(folder / f"{split}_images.zip", "w") as file:
-            for n in range(3):
-                Image.new("RGB", (400, 100), (n, n, n)).save(folder / "one.png")
-                file.write(folder / "one.png", f"{n}.png")
 
 
 def records(sizes, place, part):
@@ -137,7 +129,8 @@ def test_features_of_all_that_rows_name_are_kept(made, monkeypatch):
         assert [len(row["images"]) for row in parts[3] if row["task"] == "nlvr-real"] == [3, 3]
     else:
         name = "{}-train-tvqa-000001".format
-        assert len(cached.get(name("A")).features) == FAMILY_A.frames
+        # As many of both families: else the base would not know the places of the last ones.
+        assert len(cached.get(name("A")).features) == FAMILY_B.frames
         assert len(cached.get(name("B")).features) == FAMILY_B.frames
 
 
@@ -152,20 +145,35 @@ def test_again_nothing_is_done(made, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (place / sizes.folder).rglob("*")}
     for name in ("write_data", "write_start", "pictures"):
         monkeypatch.setattr(miniature, name, refuse)
-    monkeypatch.setattr(llava, "run", refuse)
-    monkeypatch.setattr(llava, "train", refuse)
-    miniature.run(sizes, until="base")
+    monkeypatch.setattr(llava, "train_tower", refuse)
+    monkeypatch.setattr(steps, "train", refuse)
+    done(sizes.subject, place, "base")
     assert {p: p.stat().st_mtime_ns for p in (place / sizes.folder).rglob("*")} == before
+
+
+def test_other_settings_are_refused(made, monkeypatch):
+    sizes, place = made
+    monkeypatch.chdir(place)
+    nlvr = place / "nlvr" if sizes.subject == "images" else None
+    for field in ("learn_rows", "width", "learn_steps"):
+        other = dataclasses.replace(sizes, **{field: 64})
+        with pytest.raises(DoraError, match=rf"made of something else \({field} is .* and 64 here"):
+            miniature.run(other, nlvr, until="base")
+
+
+def test_nlvr_is_for_images(tmp_path):
+    with pytest.raises(DoraError, match="--nlvr is for images; leave it out for video"):
+        miniature.run(toy("video"), tmp_path)
 
 
 def test_a_tower_that_is_not_there_is_the_llava_miniature_s(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     asked = []
-    monkeypatch.setattr(llava, "run", lambda *given, until: asked.append((*given, until)))
+    monkeypatch.setattr(llava, "make_tower", asked.append)
     miniature.run(toy("images"), until="data")
     assert not asked
     miniature.run(toy("images"), until="tower")
-    assert asked == [(TOWER, None, "tower")]
+    assert asked == [TOWER]
 
 
 @pytest.mark.parametrize("family", [FAMILY_A, FAMILY_B], ids=lambda family: family.name)
@@ -208,6 +216,7 @@ def test_its_sizes_go_together(sizes, tmp_path):
     assert sizes.rank * 6 == sizes.width
     seeds = [dict(fields).get("compare.first_seeds", 0) for _, fields in compared.variants]
     assert seeds == [0, 0, 0, 1, 1]
+    assert [arm.baseline for arm in make_arms(compared)] == [False, False, False, True, True]
     rates = [dict(fields).get("compare.learning_rates") for _, fields in compared.variants]
     assert all(rate is None or len(rate) == 3 for rate in rates)
     patches = (FAMILY_A.canvas // sizes.tower.patch) ** 2

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from dora_jax.answer import load_answerer
 from dora_jax.checkpoint.bart import read_bart_folder
 from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.cli import load_experiment
@@ -44,6 +45,8 @@ def test_the_paper_s_settings(family, rate, batch, epochs, rows):
     assert (optim.optimizer, optim.schedule, optim.warmup_ratio) == ("adamw", "linear", 0.1)
     assert (optim.clip_norm, config.evaluation.beams) == (5, 5)
     assert config.compare.search_steps == 0
+    # One of the VALUE benchmark's features stands for a second and a half.
+    assert config.data.frame_seconds == {"image": None, "video": 1.5}[family]
     for row in config.published:
         assert len(row.scores) == 4
         assert sum(row.scores.values()) / 4 == pytest.approx(row.average, abs=0.051)
@@ -109,3 +112,14 @@ def test_what_sees_already_is_no_start(tmp_path):
     write_start("image", tmp_path / "bart", tmp_path / "start")
     with pytest.raises(DoraError, match="start: sees already"):
         write_start("image", tmp_path / "start", tmp_path / "again")
+
+
+def test_asked_about_a_file_of_an_image_it_says_what_it_reads(tmp_path):
+    write_folder(tmp_path / "bart", "bart")
+    write_start("image", tmp_path / "bart", tmp_path / "start")
+    ready = load_answerer(str(tmp_path / "start"))
+    ready.check_images(0)
+    with pytest.raises(DoraError, match=r"start reads features of images .* from Python"):
+        ready.check_images(1)
+    with pytest.raises(DoraError, match="bart reads text alone; name a model that sees"):
+        load_answerer(str(tmp_path / "bart")).check_images(1)

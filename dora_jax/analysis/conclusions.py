@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dora_jax.analysis import formatting as say
+from dora_jax.analysis.dominance import dominance
 from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults
 from dora_jax.analysis.statistics import SIGNIFICANCE
 from dora_jax.analysis.summary import MethodSummary, PairSummary, Summary
@@ -50,11 +51,7 @@ def conclude(summary: Summary) -> Conclusion:
             void=True,
         )
     if summary.headline is None:
-        if len(summary.methods) > 1:
-            headline = "No comparison can be made: no two methods were run with the same seed."
-        else:
-            headline = f"Only {summary.reference.label} was run: there is nothing to compare."
-        return Conclusion(headline, tuple(_against_base(summary)))
+        return Conclusion(_no_pair(summary), tuple(_against_base(summary)))
     heads = summary.headlines
     words = summary.words
     if len(heads) == 1:
@@ -67,10 +64,29 @@ def conclude(summary: Summary) -> Conclusion:
         (
             *figures,
             *_other_pairs(others, len(summary.pairs)),
+            *_baselines(summary),
             *_against_base(summary),
             *_cost(heads[0]),
         ),
     )
+
+
+def _no_pair(summary: Summary) -> str:
+    """Why there is nothing to compare."""
+    compared = [method.label for method in summary.compared]
+    if len(compared) > 1:
+        return "No comparison can be made: no two methods were run with the same seed."
+    beside = " beside baselines" if compared and summary.baselines else ""
+    only = compared[0] if compared else say.listed([m.label for m in summary.baselines])
+    return f"Only {only} was run{beside}: there is nothing to compare."
+
+
+def _baselines(summary: Summary) -> list[str]:
+    if not summary.baselines:
+        return []
+    names = [f'"{method.label}"' for method in summary.baselines]
+    are = "is a baseline" if len(names) == 1 else "are baselines"
+    return [f"{say.listed(names)} {are}, in no pair."]
 
 
 def cautions(summary: Summary) -> tuple[Caution, ...]:
@@ -80,6 +96,7 @@ def cautions(summary: Summary) -> tuple[Caution, ...]:
         *_divergence_cautions(summary),
         *_seed_cautions(summary),
         *_range_cautions(summary),
+        *_dominance_cautions(summary),
         *_search_cautions(summary),
         *_skipped_cautions(summary),
         *_broken_cautions(summary),
@@ -309,8 +326,8 @@ def _divergence_cautions(summary: Summary) -> list[str]:
 
 def _seed_cautions(summary: Summary) -> list[str]:
     found = []
-    if len({method.seeds for method in summary.methods}) > 1:
-        parts = [f"{m.label} {say.listed([str(s) for s in m.seeds])}" for m in summary.methods]
+    if len({method.seeds for method in summary.compared}) > 1:
+        parts = [f"{m.label} {say.listed([str(s) for s in m.seeds])}" for m in summary.compared]
         found.append(f"Not the same seeds ({'; '.join(parts)}): only shared ones are compared.")
     if summary.headline is not None and summary.headline.comparison.seeds == 2:
         found.append("Two seeds say little about the luck of the seed: take three or more.")
@@ -318,24 +335,38 @@ def _seed_cautions(summary: Summary) -> list[str]:
 
 
 def _range_cautions(summary: Summary) -> list[str]:
-    found = []
+    # Baselines are there to gain little.
+    found, compared = [], summary.compared
     chance = summary.results.data.chance
-    stuck = [m.label for m in summary.methods if m.over_base.interval.low <= 0]
+    stuck = [m.label for m in compared if m.over_base.interval.low <= 0]
     if stuck:
         found.append(
             f"No gain over the untuned model is shown for {say.listed(stuck)}: such a comparison "
             "says little about the methods. Train longer, or try other rates or another task."
         )
-    guessing = [m.label for m in summary.methods if chance is not None and chance in m.interval]
+    guessing = [m.label for m in compared if chance is not None and chance in m.interval]
     if guessing:
         found.append(
             f"{say.listed(guessing)}: not distinguishable from guessing "
             f"({summary.words.value(chance)})."
         )
     # A score above it is no sign of ease where a metric may give more than a full mark.
-    if summary.words.binary and min(method.accuracy for method in summary.methods) > CEILING:
+    if summary.words.binary and min((m.accuracy for m in compared), default=0.0) > CEILING:
         found.append(f"Every method is above {100 * CEILING:.0f} %: the task is too easy to tell.")
     return found
+
+
+def _dominance_cautions(summary: Summary) -> list[str]:
+    found = dominance(summary)
+    if found is None:
+        return []
+    what = "average difference" if found.of_difference else "average"
+    task = f"{found.task.task or '(unnamed)'} ({found.task.metric})"
+    return [
+        f"{task} holds {say.percent(found.share, 0)} of the variance of the {what} of "
+        f"{len(summary.tasks)} tasks: the conclusion rests more on it than on all the others. The "
+        "report has the tasks one by one."
+    ]
 
 
 def _search_cautions(summary: Summary) -> list[str]:

@@ -7,6 +7,7 @@ report can be written again, or with better statistics, from an old file.
 import dataclasses
 import json
 import math
+import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,8 @@ class BaseResult:
     "score" any number from 0 up (1 is a full mark, CIDEr-D may give more), and `accuracy` is the
     mean over tasks of the mean of the task's rows.
 
+    `loss` is the mean over all tokens of the right answers, nats, whatever the rows' tasks.
+
     `other` holds the scores by other protocols than the main one, by name; `answers` what it said
     to the rows of `ComparisonResults.samples`; `unanswered` counts the rows whose text holds no
     answer at all, which are wrong (None where it was not counted).
@@ -160,6 +163,7 @@ class Arm:
         point: its values on the axes of the grid, by field; without those that its method does
             not depend on.
         start: the method or variant that it is at this point of the grid; by default the name.
+        baseline: whether it is shown beside the others and is in no pair.
     """
 
     name: str
@@ -167,6 +171,7 @@ class Arm:
     method: str
     point: dict[str, Any] = field(default_factory=dict)
     start: str = ""
+    baseline: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "start", self.start or self.name)
@@ -219,7 +224,10 @@ class Published:
 class SearchTrial:
     """One learning rate tried for one arm (`method` is its name) on the validation split.
 
-    Without a validation loss it diverged.
+    `validation_loss` is what the rate is chosen by; without one the trial diverged. Where the rows
+    are of several tasks, `validation_losses` holds the loss per token of each, and it is their
+    mean; in files of before that was so it is the loss per token of all rows together.
+    `validation_accuracy` is None where answers are written: rates are chosen by the loss alone.
     """
 
     method: str
@@ -228,6 +236,7 @@ class SearchTrial:
     chosen: bool
     validation_accuracy: float | None = None
     validation_loss: float | None = None
+    validation_losses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -235,6 +244,14 @@ class SearchTrial:
         score = self.validation_accuracy
         if score is not None and not (math.isfinite(score) and score >= 0):
             raise FieldError("validation_accuracy", f"must be 0 or above and finite, got {score!r}")
+        loss, losses = self.validation_loss, self.validation_losses.values()
+        if loss is None or not losses or not math.isfinite(loss):
+            return
+        mean = statistics.fmean(losses)
+        if not math.isclose(loss, mean, rel_tol=1e-6):
+            raise FieldError(
+                "validation_loss", f"is {loss!r}, but the mean of validation_losses is {mean!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -266,7 +283,8 @@ class RunResult:
     compiled step's temporary memory, `peak_rss_bytes` the largest that the process ever held,
     `flops_per_s` the median step's speed, `mfu` that of the device's peak where it is known;
     `broken_images` counts the images met in training that could not be read, and nothing of whose
-    rows was trained on; `accuracy`, `correct`, `answers` and `unanswered` are as `BaseResult` says.
+    rows was trained on; `accuracy`, `correct`, `loss`, `answers` and `unanswered` are as
+    `BaseResult` says.
     """
 
     method: str
@@ -407,6 +425,9 @@ class ComparisonResults:
                 raise FieldError(
                     field_name, f"names {unknown[0]!r}, which is not an arm: {', '.join(known)}"
                 )
+        for arm in self.arms:
+            if arm.baseline and any(arm.name in pair for pair in self.pairs):
+                raise FieldError("pairs", f"names {arm.name!r}, a baseline, which is in no pair")
 
     @property
     def strata(self) -> tuple[str, ...] | None:

@@ -11,6 +11,7 @@ from jaxtyping import Int
 from dora_jax.analysis.formatting import METRIC_WORDS, MetricWords
 from dora_jax.analysis.results import METHOD_LABELS, Arm, ComparisonResults, RunResult
 from dora_jax.analysis.statistics import (
+    Differences,
     Interval,
     PairedComparison,
     Scores,
@@ -69,6 +70,11 @@ class MethodSummary:
         return tuple(run.seed for run in self.runs)
 
     @property
+    def scores(self) -> Scores:
+        """The rows' marks, (seeds, rows), the seeds in order."""
+        return _scores(list(self.runs))
+
+    @property
     def unanswered(self) -> float | None:
         """Rows a run whose text held no answer; None where they were not counted."""
         counts = [run.unanswered for run in self.runs if run.unanswered is not None]
@@ -86,6 +92,16 @@ class PairSummary:
     second: MethodSummary
     comparison: PairedComparison
     p_value: float
+
+    @property
+    def differences(self) -> Differences:
+        """The marks of `first` less those of `second`, (seeds, rows), of the seeds of both."""
+        shared = set(self.first.seeds) & set(self.second.seeds)
+        first, second = (
+            _scores([run for run in method.runs if run.seed in shared])
+            for method in (self.first, self.second)
+        )
+        return (first - second).astype(np.float64)
 
 
 @dataclass(frozen=True)
@@ -133,9 +149,9 @@ class TaskSummary:
 class Summary:
     """All figures of one comparison, methods (its arms that have runs) in the order of display.
 
-    `pairs` holds the pairs that are compared: see `_is_pair`. `headlines` are those of DoRA against
-    LoRA, one at each point of the grid; where there are none, the first pair. `average` is the mean
-    of the tasks, each counting alike, as the paper gives it.
+    Baselines come last. `pairs` holds the pairs that are compared: see `_is_pair`. `headlines` are
+    those of DoRA against LoRA, one at each point of the grid; where there are none, the first pair.
+    `average` is the mean of the tasks, each counting alike, as the paper gives it.
     """
 
     results: ComparisonResults
@@ -157,6 +173,16 @@ class Summary:
     def headline(self) -> PairSummary | None:
         """The first of `headlines`."""
         return self.headlines[0] if self.headlines else None
+
+    @property
+    def compared(self) -> tuple[MethodSummary, ...]:
+        """The methods that are no baselines: what may be in a pair."""
+        return tuple(method for method in self.methods if not method.arm.baseline)
+
+    @property
+    def baselines(self) -> tuple[MethodSummary, ...]:
+        """The methods that are shown beside those that are compared."""
+        return tuple(method for method in self.methods if method.arm.baseline)
 
     @property
     def dominant_task(self) -> TaskSummary | None:
@@ -182,16 +208,18 @@ def summarize(results: ComparisonResults) -> Summary:
         arm.name: [run for run in results.runs if run.method == arm.name] for arm in results.arms
     }
     known = list(METHOD_LABELS)
-    # LoRA first, since the others are held against it; unknown methods as they came.
-    arms = sorted(
-        (arm for arm in results.arms if grouped[arm.name]),
-        key=lambda arm: known.index(arm.method) if arm.method in known else len(known),
-    )
+
+    def place(arm: Arm) -> tuple[bool, int]:
+        # LoRA first, since the others are held against it; unknown methods as they came.
+        return arm.baseline, known.index(arm.method) if arm.method in known else len(known)
+
+    arms = sorted((arm for arm in results.arms if grouped[arm.name]), key=place)
     base = np.array([results.base.correct])
     reference_runs = grouped[arms[0].name]
     tasks = results.strata
     methods = tuple(_method(arm, grouped[arm.name], base, reference_runs, tasks) for arm in arms)
-    pairs = _pairs(methods, results.pairs, tasks)
+    compared = tuple(method for method in methods if not method.arm.baseline)
+    pairs = _pairs(compared, results.pairs, tasks)
     headlines = tuple(
         p
         for p in pairs
@@ -331,16 +359,11 @@ def _over_rows(
 ) -> TaskSummary:
     """Summarize some of the rows, their tasks counting alike where `strata` gives them."""
     base = np.array([results.base.correct])[:, rows]
-    scores = {method.method: _scores(list(method.runs))[:, rows] for method in methods}
+    scores = {method.method: method.scores[:, rows] for method in methods}
     end = 1.0 if METRIC_WORDS[results.data.metric].binary else math.inf
     difference = interval = None
     if headline is not None:
-        shared = set(headline.first.seeds) & set(headline.second.seeds)
-        first, second = (
-            _scores([run for run in method.runs if run.seed in shared])[:, rows]
-            for method in (headline.first, headline.second)
-        )
-        table = (first - second).astype(np.float64)
+        table = headline.differences[:, rows]
         difference, interval = mean(by_task(table, strata)), difference_interval(table, strata)
     return TaskSummary(
         task=name,

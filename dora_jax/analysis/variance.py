@@ -70,6 +70,25 @@ def two_way_variance(tables: Tables) -> tuple[float, float]:
     return variance, variance**2 / sum(part**2 / freedom for part, freedom in parts)
 
 
+def variance_parts(tables: Tables) -> Float[np.ndarray, " tables"]:
+    """Return what each table adds to the variance that `two_way_variance` gives; the sum is that.
+
+    Over seeds it is the covariance of the table's mean with that of all: below zero where a table
+    goes against the others.
+    """
+    seeds, count = len(tables[0]), len(tables)
+    whole = mean_by_seed(tables)
+    parts = np.zeros(count)
+    for place, table in enumerate(tables):
+        rows = table.shape[1]
+        if seeds > 1:
+            together = float(np.cov(table.mean(axis=1), whole)[0, 1])
+            parts[place] += together / count / seeds
+        if rows > 1:
+            parts[place] += float(table.mean(axis=0).var(ddof=1)) / rows / count**2
+    return parts
+
+
 def floored_variance(tables: Tables, odd_rows: int) -> tuple[float, float]:
     """As `two_way_variance`, but never believing that rows which all agree are all there is.
 

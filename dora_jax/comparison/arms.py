@@ -63,6 +63,11 @@ class ArmPlan:
         """The seeds that it is run with."""
         return self.config.seeds[: self.config.compare.first_seeds or None]
 
+    @property
+    def baseline(self) -> bool:
+        """Whether it is shown beside the others and compared with none of them."""
+        return self.config.compare.baseline
+
     def settings(self) -> dict[str, Any]:
         """Return what its result depends on but seed and rate, as plain JSON.
 
@@ -82,7 +87,7 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
 
     Raises:
         DoraError: for a field of the grid or of a variant that is unknown, cannot vary, or refuses
-            its value.
+            its value; where all variants are baselines, or a pair that is asked for has one.
     """
     starts = _variants(config) if config.variants else _methods(config)
     points = list(itertools.product(*(axis.values for axis in config.grid)))
@@ -91,7 +96,7 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
         for values in points:
             arm = _arm(name, label, base, dict(zip(config.grid, values, strict=True)))
             # The first of those that train alike stands for all.
-            identity = [arm.settings(), arm.rates, arm.seeds]
+            identity = [arm.settings(), arm.rates, arm.seeds, arm.baseline]
             found.setdefault(json.dumps(identity, sort_keys=True), arm)
     arms = tuple(found.values())
     names = [arm.name for arm in arms]
@@ -102,10 +107,21 @@ def make_arms(config: ExperimentConfig) -> tuple[ArmPlan, ...]:
         raise DoraError(
             "compare.learning_rates must be as many for every variant: each has the same search"
         )
+    baselines = [arm.name for arm in arms if arm.baseline]
+    if baselines == names:
+        raise DoraError(
+            "compare.baseline: every arm is a baseline, and nothing is compared: set it for some "
+            "of the variants, not for all"
+        )
     for pair in config.compare.pairs:
         for name in pair:
             if name not in names:
                 raise DoraError(f"compare.pairs names {name!r}; the arms are {', '.join(names)}")
+            if name in baselines:
+                raise DoraError(
+                    f"compare.pairs names {name!r}, a baseline, which is in no pair: leave its "
+                    "compare.baseline out, or the pair"
+                )
     return arms
 
 

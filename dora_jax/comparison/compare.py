@@ -128,11 +128,14 @@ def _compare(config: ExperimentConfig, command: str) -> ComparisonResults:
             search=tuple(search),
             settings=config.settings(),
             environment=environments[-1] | {"earlier": environments[:-1]},
-            arms=tuple(Arm(arm.name, arm.label, arm.method, arm.point, arm.start) for arm in arms),
+            arms=tuple(
+                Arm(arm.name, arm.label, arm.method, arm.point, arm.start, arm.baseline)
+                for arm in arms
+            ),
             failures=tuple(failures),
             pairs=config.compare.pairs,
             published=config.published,
-            protocol=bench.task.protocols("evaluation")[0],
+            protocol=bench.task.protocols[0],
             samples=bench.task.samples,
         )
         if is_first():

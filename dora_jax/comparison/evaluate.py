@@ -48,8 +48,8 @@ def _evaluate(config: ExperimentConfig, adapter: Path | None) -> list[str]:
     plain = build_model(pretrained.config, dtype=jnp.dtype(config.model.dtype))
     with WorkProgress(task.tokens("evaluation")) as progress:
         progress.part("evaluation")
-        score = task.score(plain, params, "evaluation", progress.advance)
-    main, *others = task.protocols("evaluation")
+        score = task.score(plain, params, progress.advance)
+    main, *others = task.protocols
     lines = [
         f"{task.info.metric} {task.figure(score.accuracy)} of {len(score.correct)} rows, "
         f"loss {score.loss:.4f}"

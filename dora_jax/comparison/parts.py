@@ -207,7 +207,7 @@ def _message(error: Exception) -> str:
 
 
 def _base(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
-    score = bench.score(bench.pretrained.params, "evaluation", _scoring(progress))
+    score = bench.score(bench.pretrained.params, _scoring(progress))
     result = BaseResult(
         score.accuracy, score.correct, score.loss, score.other, score.answers, score.unanswered
     )
@@ -218,11 +218,23 @@ def _trial(
     folder: Path, part: Part, bench: Workbench, progress: WorkProgress
 ) -> tuple[Result, str]:
     result, rules = _fit(folder, part, bench, progress)
-    score = bench.score(merge_params(result.params, rules), "validation", _scoring(progress))
-    trial = SearchTrial(part.arm.name, part.rate, part.steps, False, score.accuracy, score.loss)
-    figure = bench.task.figure(score.accuracy)
-    noun = "score" if bench.task.task_metrics else "accuracy"
-    return trial, f"{part.label}: validation loss {score.loss:.4f}, {noun} {figure}"
+    found = bench.validate(merge_params(result.params, rules), _scoring(progress))
+    several = len(found.losses) > 1
+    trial = SearchTrial(
+        part.arm.name,
+        part.rate,
+        part.steps,
+        False,
+        found.accuracy,
+        found.mean_over_tasks,
+        found.losses if several else {},
+    )
+    words = f"validation loss {found.mean_over_tasks:.4f}"
+    if several:
+        words += f", the mean of {len(found.losses)} tasks"
+    if found.accuracy is not None:
+        words += f", accuracy {found.accuracy:.1%}"
+    return trial, f"{part.label}: {words}"
 
 
 def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> tuple[Result, str]:
@@ -240,7 +252,7 @@ def _run(folder: Path, part: Part, bench: Workbench, progress: WorkProgress) -> 
         data=config.settings()["data"],
     )
     save_adapter(folder / FOLDER, info, trainable)
-    score = bench.score(merge_params(result.params, rules), "evaluation", _scoring(progress))
+    score = bench.score(merge_params(result.params, rules), _scoring(progress))
     rows = read_metrics(folder / METRICS_FILE, len(result.history))
     run = RunResult(
         method=part.arm.name,
@@ -313,8 +325,9 @@ def _fit(
         progress.advance(work, _describe(row, steps))
 
     def validate(params: Params) -> dict[str, float]:
-        score = bench.score(merge_params(params, rules), "validation", _scoring(progress))
-        return {VALIDATION: score.loss, "validation_accuracy": score.accuracy}
+        found = bench.validate(merge_params(params, rules), _scoring(progress))
+        told = {} if found.accuracy is None else {"validation_accuracy": found.accuracy}
+        return {VALIDATION: found.loss} | told
 
     counted: dict[Any, float] = {}
 

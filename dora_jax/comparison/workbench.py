@@ -10,13 +10,13 @@ import jax.numpy as jnp
 
 from dora_jax.checkpoint.pretrained import Pretrained, fingerprint, load_pretrained
 from dora_jax.comparison.arms import ArmPlan
-from dora_jax.data.examples import Split
 from dora_jax.data.splits import Examples, read_examples
 from dora_jax.data.vision import Sight
 from dora_jax.data.vl.store import open_features
 from dora_jax.data.vl.visuals import FeatureVision
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.task import Score, Task, encode_task
+from dora_jax.evaluation.validation import Validation
 from dora_jax.models.build import SHARDING, Writer, build_model
 from dora_jax.models.llama import param_shapes
 from dora_jax.models.vlbart import VLBartConfig
@@ -61,10 +61,16 @@ class Workbench:
         )
 
     def score(
-        self, params: Params, split: Split, advance: Callable[[float], None] = lambda tokens: None
+        self, params: Params, advance: Callable[[float], None] = lambda tokens: None
     ) -> Score:
-        """Score plain (merged) parameters on a split."""
-        return self.task.score(self.plain, params, split, advance)
+        """Score plain (merged) parameters on the rows to evaluate."""
+        return self.task.score(self.plain, params, advance)
+
+    def validate(
+        self, params: Params, advance: Callable[[float], None] = lambda tokens: None
+    ) -> Validation:
+        """Return how plain (merged) parameters do on the validation rows."""
+        return self.task.validate(self.plain, params, advance)
 
 
 class Workbenches:

@@ -16,7 +16,7 @@ Images = Literal["use", "leave_out"]
 Texts = Literal["use", "leave_out"]
 BadImages = Literal["skip", "error"]
 # How a written answer is scored, see `evaluation.metrics`.
-Metric = Literal["exact", "vqa", "cider"]
+Metric = Literal["exact", "vqa", "cider", "cider_share"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Features of images and clips, as rows have them, to arrays of a batch."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +27,8 @@ def check_features(images: Sequence[Any], config: VLBartConfig, where: str) -> N
         where: named in the error.
 
     Raises:
-        DoraError: for more images than the model tells apart, or another shape.
+        DoraError: for more images than the model tells apart, another shape, a grid that is no
+            square, or more regions than the model has tokens for.
     """
     if len(images) > config.max_images:
         raise DoraError(f"{where} has {len(images)} images; the model takes {config.max_images}")
@@ -41,6 +43,17 @@ def check_features(images: Sequence[Any], config: VLBartConfig, where: str) -> N
             raise DoraError(
                 f"{where}, image {number}: its boxes have shape {boxes.shape}; there must be one "
                 f"for each of {len(features)} features, of 4 numbers"
+            )
+        count, most = len(features), config.image_tokens
+        if config.layout == "grid" and math.isqrt(count) ** 2 != count:
+            raise DoraError(
+                f"{where}, image {number}: its {count} features are no square; the model takes the "
+                "cells of a square grid (layout 'grid')"
+            )
+        if config.layout == "regions" and count > most:
+            raise DoraError(
+                f"{where}, image {number}: has {count} regions; the model takes {most} "
+                f"(image_tokens): keep the best {most}"
             )
 
 

@@ -34,6 +34,8 @@ class RowImages:
         whole: whether all of each file is read to tell; else its head and its end.
         broken: how many were, so far.
         features: of the images by their names, for models that read these and not the files.
+        frame_seconds: of a clip that one of its features stands for; without it no row may be about
+            a part of one.
     """
 
     folder: Path | None = None
@@ -42,6 +44,7 @@ class RowImages:
     whole: bool = False
     broken: int = 0
     features: Features | None = None
+    frame_seconds: float | None = None
 
     def add(self, example: Example, row: Any, where: str, folder: Path) -> Example:
         """Return an example with the images of its row.
@@ -56,15 +59,15 @@ class RowImages:
             folder: of the rows' file.
 
         Raises:
-            DoraError: when the row's fields are not as they should be, or an image is missing or
-                broken where none may be.
+            DoraError: when the row's fields are not as they should be, a part of a clip cannot be
+                cut out, or an image is missing or broken where none may be.
             LeftOut: when they are skipped, or the text has another number of images.
         """
         names = image_names(row, where)
         if not names:
             return example
         if self.features is not None:
-            span = _span(row, where)
+            span = self._span(row, where)
             found = tuple(self._features(self.features, name, span, where) for name in names)
             return dataclasses.replace(example, images=found)
         if self.images == "leave_out":
@@ -97,6 +100,23 @@ class RowImages:
         if self.broken <= _SHOWN:
             _log.warning("%s: left out: no features of %r", where, name)
         raise LeftOut(NO_FEATURES)
+
+    def _span(self, row: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+        """Return the part of its clip that a row is about, in seconds; None is all of it."""
+        given = row.get("span")
+        if given is None:
+            return None
+        match given:
+            case [int() | float() as start, int() | float() as end] if 0 <= start <= end < math.inf:
+                # Of what is not looked at nothing is cut.
+                if self.frame_seconds is None and self.images == "use":
+                    raise DoraError(
+                        f"{where}: 'span' is a part of a clip, and nothing says how many seconds "
+                        "one of its features stands for: give data.frame_seconds (1.5 for those of "
+                        "the VALUE benchmark), or take 'span' out of the rows for whole clips"
+                    )
+                return float(start), float(end)
+        raise DoraError(f"{where}: 'span' must be two seconds, from and to; got {given!r:.80}")
 
     def _file(self, name: str, folder: Path, where: str) -> ImageFile:
         path = (self.folder or folder) / name
@@ -135,17 +155,6 @@ def image_names(row: Mapping[str, Any], where: str) -> list[str]:
             "them to a folder (--data.image-folder) and name them in the rows"
         )
     return names
-
-
-def _span(row: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Return the part of its clip that a row is about, in seconds; None is all of it."""
-    given = row.get("span")
-    if given is None:
-        return None
-    match given:
-        case [int() | float() as start, int() | float() as end] if 0 <= start <= end < math.inf:
-            return float(start), float(end)
-    raise DoraError(f"{where}: 'span' must be two seconds, from and to; got {given!r:.80}")
 
 
 def _texts(example: Example) -> list[str]:

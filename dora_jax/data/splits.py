@@ -152,6 +152,7 @@ def _read(
         config.bad_images,
         whole_images,
         features=None if config.features is None else open_features(config.features),
+        frame_seconds=config.frame_seconds,
     )
     examples, left_out = read_source(source, images)
     if config.form == "as_given":

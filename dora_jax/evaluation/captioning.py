@@ -13,6 +13,7 @@ from dora_jax.evaluation.caption_words import caption_words
 
 _ORDERS = (1, 2, 3, 4)
 _SIGMA = 6.0
+MOST = 10.0  # CIDEr-D of a caption that is the only reference
 
 Ngram = tuple[str, ...]
 
@@ -36,7 +37,7 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Cid
     For each order and reference: the cosine between the n-grams' counts, each weighted by
     log(images / images whose references have it), where a caption's weights are cut to the
     reference's; times exp(-(difference of lengths)^2 / (2 sigma^2)). The mean over orders and
-    references, times 10. The weights are of all references given: of a whole set, as published
+    references, times `MOST`. The weights are of all references given: of a whole set, as published
     figures are; of a single image they are all zero.
 
     Args:
@@ -62,7 +63,7 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Cid
         for person in people:
             penalty = math.exp(-((len(words) - len(person)) ** 2) / (2 * _SIGMA**2))
             total += penalty * sum(map(_clipped_cosine, own, weighted(person)))
-        each.append(10 * total / (len(people) * len(_ORDERS)))
+        each.append(MOST * total / (len(people) * len(_ORDERS)))
     return Cider(sum(each) / len(each), tuple(each))
 
 

@@ -82,6 +82,11 @@ def _gather(row: EncodedRow, found: Sequence[TokenScores]) -> OptionScores:
     return OptionScores(sums, -float(right.sum()), len(right))
 
 
+def loss_per_token(scores: Sequence[OptionScores]) -> float:
+    """Return the mean over all tokens of the rows' right answers, the end tokens included, nats."""
+    return sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
+
+
 def pick(row: EncodedRow, scores: OptionScores) -> int:
     """Return the index of the likeliest option per byte of its text.
 

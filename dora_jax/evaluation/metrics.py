@@ -1,10 +1,14 @@
 """Written answers by the metric of their row: of each row a score, whose mean is what papers print.
 
-| metric  | of a row                                                                |
-|---------|-------------------------------------------------------------------------|
-| `exact` | 1 for one of the references, whatever the case, space and full stop     |
-| `vqa`   | VQA's soft accuracy over people's answers, or the targets' own weights  |
-| `cider` | CIDEr-D over the references, 0 to 10; its weights are of all rows given |
+| metric        | of a row                                                                |
+|---------------|-------------------------------------------------------------------------|
+| `exact`       | 1 for one of the references, whatever the case, space and full stop     |
+| `vqa`         | VQA's soft accuracy over people's answers, or the targets' own weights  |
+| `cider`       | CIDEr-D over the references, 0 to 10; its weights are of all rows given |
+| `cider_share` | CIDEr-D / 10, so that an answer that is the only reference has 1        |
+
+People's captions reach a CIDEr-D near 1, as much as other tasks' best. Captions by a template may
+be the reference itself: by `cider_share` they count no more in a mean over tasks than the others.
 """
 
 from collections.abc import Sequence
@@ -14,12 +18,13 @@ from dora_jax.data.examples import Metric
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.benchmarks.normalise import normalise
 from dora_jax.evaluation.benchmarks.vqav2 import vqa_accuracy
-from dora_jax.evaluation.captioning import cider_d
+from dora_jax.evaluation.captioning import MOST, cider_d
 
 METRIC_LABELS: dict[Metric, str] = {
     "exact": "exact match",
     "vqa": "VQA accuracy",
     "cider": "CIDEr-D",
+    "cider_share": "share of the highest CIDEr-D",
 }
 
 
@@ -57,8 +62,10 @@ def score_answers(
     """
     if len(rows) != len(answers):
         raise DoraError(f"{len(answers)} answers to {len(rows)} rows: give one for each")
-    if metric == "cider":
-        return cider_d(answers, [_references(row) for row in rows]).each
+    if metric in ("cider", "cider_share"):
+        most = 1.0 if metric == "cider" else MOST
+        found = cider_d(answers, [_references(row) for row in rows]).each
+        return tuple(score / most for score in found)
     rule = _vqa if metric == "vqa" else _exact
     return tuple(rule(row, answer) for row, answer in zip(rows, answers, strict=True))
 
@@ -75,8 +82,9 @@ def _vqa(row: Judged, answer: str) -> float:
 
 
 def _exact(row: Judged, answer: str) -> float:
-    return float(_plain(answer) in map(_plain, _references(row)))
+    return float(plain_words(answer) in map(plain_words, _references(row)))
 
 
-def _plain(text: str) -> str:
+def plain_words(text: str) -> str:
+    """Return what of a text counts where words are matched: no case, spare space or full stop."""
     return " ".join(text.lower().split()).rstrip(". ")

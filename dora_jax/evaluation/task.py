@@ -32,9 +32,16 @@ from dora_jax.data.ways import make_batches
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import is_match, new_tokens
 from dora_jax.evaluation.first_match import judge
-from dora_jax.evaluation.likelihood import pick, row_length, score_rows
+from dora_jax.evaluation.likelihood import (
+    OptionScores,
+    loss_per_token,
+    pick,
+    row_length,
+    score_rows,
+)
 from dora_jax.evaluation.metrics import METRIC_LABELS, score_answers
 from dora_jax.evaluation.samples import sample_places, show
+from dora_jax.evaluation.validation import Validation, validate_rows
 from dora_jax.evaluation.writing import write_answers
 from dora_jax.generation import Sampling
 from dora_jax.models.build import Writer
@@ -43,13 +50,14 @@ from dora_jax.training.config import DataConfig, EvaluationConfig, Protocol, Tra
 
 @dataclass(frozen=True)
 class Score:
-    """How a model did on a split.
+    """How a model did on the rows to evaluate.
 
     Attributes:
         accuracy: share of the rows answered right; of rows with metrics the mean over tasks of the
             rows' mean score.
         correct: 0 or 1 for each row, in the split's order, or its score by its metric.
-        loss: mean negative log-likelihood of the right answers' tokens, end token included, nats.
+        loss: mean negative log-likelihood of the right answers' tokens, end token included, nats;
+            of the tokens of all rows together, whatever their tasks.
         unanswered: rows whose text holds no answer at all, by the main protocol; they count as
             wrong.
         other: the scores by the other protocols, by name.
@@ -180,9 +188,11 @@ class Task:
                 f"{with_options:,} of the {info.eval_rows:,} rows to evaluate have options and the "
                 "rest have none: all are scored as free answers"
             )
-        repeated = info.eval_rows - len({row.prompt for row in self.rows["evaluation"]})
+        asked = [(row.prompt, row.images) for row in self.rows["evaluation"]]
+        repeated = len(asked) - len(set(asked))
         if repeated:
-            lines.append(f"{repeated:,} of the rows to evaluate repeat the prompt of another one")
+            what = "prompt and images" if any(images for _, images in asked) else "prompt"
+            lines.append(f"{repeated:,} of the rows to evaluate repeat the {what} of another one")
         for split, reasons in self.skipped.items():
             lines += [f"left out of {split}: {n:,} rows, {why}" for why, n in reasons.items()]
         for split, reasons in self.cut.items():
@@ -241,55 +251,66 @@ class Task:
         return steps * config.batch_size * self._one_row_batches.slots
 
     def tokens(self, split: Split) -> float:
-        """Return the number of tokens that scoring a split takes: what `score` advances by."""
+        """Return the number of tokens that a split takes: what `score` or `validate` advance by."""
         rows = self.rows[split]
         total = sum(map(row_length, rows))
-        if not self.chooses(split):
-            written = self.evaluation.new_tokens if self.task_metrics else new_tokens(rows)
-            total += sum(len(row.prompt) + written for row in rows)
-        elif "generate" in self.protocols(split):
-            total += sum(len(row.prompt) + self.evaluation.new_tokens for row in rows)
+        # Rates are chosen by the loss: nothing is written to the validation rows.
+        for protocol in self.protocols if split == "evaluation" else ():
+            if protocol != "likelihood":
+                written = self._sampling(protocol).max_new_tokens
+                total += sum(len(row.prompt) + written for row in rows)
         return float(total)
 
-    def protocols(self, split: Split) -> tuple[Protocol | Literal["exact_match", "score"], ...]:
-        """How a split is scored; what methods are judged by is the first."""
+    @property
+    def protocols(self) -> tuple[Protocol | Literal["exact_match", "score"], ...]:
+        """How the rows to evaluate are scored; what methods are judged by is the first."""
         if self.task_metrics:
             return ("score",)
-        if not self.chooses(split):
-            return ("exact_match",)
-        # Rates are chosen by the loss: nothing else is asked of the validation rows.
-        return self.evaluation.protocols if split == "evaluation" else ("likelihood",)
+        return self.evaluation.protocols if self.chooses("evaluation") else ("exact_match",)
+
+    def validate(
+        self,
+        model: Writer,
+        params: Any,
+        advance: Callable[[float], None] = lambda tokens: None,
+    ) -> Validation:
+        """Return how a model does on the validation rows; arguments as of `score`."""
+        scores = self._likelihoods(model, params, "validation", advance)
+        # A share of right choices says nothing of rows that are judged by metrics of their own.
+        by_choice = self.chooses("validation") and not self.task_metrics
+        return validate_rows(self.rows["validation"], scores, by_choice)
+
+    def _likelihoods(
+        self, model: Writer, params: Any, split: Split, advance: Callable[[float], None]
+    ) -> list[OptionScores]:
+        rows, eos_id = self.rows[split], self.tokenizer.eos_id
+        return score_rows(model, params, rows, self.batch_size, eos_id, advance, self.vision)
 
     def score(
         self,
         model: Writer,
         params: Any,
-        split: Split,
         advance: Callable[[float], None] = lambda tokens: None,
     ) -> Score:
-        """Score a model on a split.
+        """Score a model on the rows to evaluate.
 
         Args:
             model: the plain model.
             params: its parameters, adapters merged.
-            split: which rows.
             advance: called with the number of tokens done.
         """
-        rows = self.rows[split]
-        scores = score_rows(
-            model, params, rows, self.batch_size, self.tokenizer.eos_id, advance, self.vision
-        )
-        loss = sum(s.loss_sum for s in scores) / sum(s.loss_tokens for s in scores)
+        rows = self.rows["evaluation"]
+        scores = self._likelihoods(model, params, "evaluation", advance)
         found: dict[str, ProtocolResult] = {}
         said: dict[str, list[str]] = {}
-        for protocol in self.protocols(split):
+        for protocol in self.protocols:
             judged: Sequence[float | None]
             if protocol == "likelihood":
                 picked = [pick(row, options) for row, options in zip(rows, scores, strict=True)]
                 judged = [n == row.correct for n, row in zip(picked, rows, strict=True)]
                 texts = [row.option_texts[n] for n, row in zip(picked, rows, strict=True)]
             else:
-                sampling = self._sampling(protocol, split)
+                sampling = self._sampling(protocol)
                 texts = write_answers(
                     model,
                     params,
@@ -310,9 +331,9 @@ class Task:
             )
         main, *others = found
         other = {name: found[name] for name in others}
-        shown = self.evaluation.samples if split == "evaluation" else 0
-        answers = tuple(said[main][place].strip() for place in sample_places(len(rows), shown))
-        best = found[main]
+        places = sample_places(len(rows), self.evaluation.samples)
+        answers = tuple(said[main][place].strip() for place in places)
+        best, loss = found[main], loss_per_token(scores)
         return Score(best.accuracy, best.correct, loss, best.unanswered, other, answers)
 
     @property
@@ -326,10 +347,10 @@ class Task:
             return sum(marks) / len(marks)
         return fmean(task_means(marks, [row.task for row in rows]).values())
 
-    def _sampling(self, protocol: str, split: Split) -> Sampling:
-        """How a protocol lets the model write."""
+    def _sampling(self, protocol: str) -> Sampling:
+        """How a protocol lets the model write to the rows to evaluate."""
         if protocol == "exact_match":
-            return Sampling(max_new_tokens=new_tokens(self.rows[split]))
+            return Sampling(max_new_tokens=new_tokens(self.rows["evaluation"]))
         how = self.evaluation
         return Sampling(max_new_tokens=how.new_tokens, num_beams=how.beams)
 

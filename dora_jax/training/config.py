@@ -57,7 +57,12 @@ Executor = Literal["here", "processes", "ray", "slurm"]
 NO_RESULT = ("out", "mesh", "track", "profile", "execute", "published")
 WORK_ALONE = ("read_ahead", "workers", "image_folder")
 # What a variant may change beside what a grid may.
-OF_A_VARIANT = ("train.method", "compare.learning_rates", "compare.first_seeds")
+OF_A_VARIANT = (
+    "train.method",
+    "compare.learning_rates",
+    "compare.first_seeds",
+    "compare.baseline",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class CompareConfig:
     methods: tuple[RunMethod, ...] = ("lora", "dora")
     """Methods to compare, at every point of the grid."""
     learning_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
-    """Rates tried for every method; the one of least validation loss is used."""
+    """Rates tried for every method; the one of least validation loss is used, the mean over the
+    tasks of the validation rows."""
     search_steps: int = 30
     """Steps of each trial; 0 skips the search and uses optim.learning_rate for all."""
     pairs: tuple[tuple[str, str], ...] = ()
@@ -75,6 +81,9 @@ class CompareConfig:
     dora-rank8 lora-rank16."""
     first_seeds: int = 0
     """Of a variant that is dear: run it with so many of the seeds alone, the first; 0 is all."""
+    baseline: bool = False
+    """Of a variant that is there to be far from the others, such as one without images: it is
+    reported beside them with its interval, and is in no pair, so that it costs them no power."""
 
     def __post_init__(self) -> None:
         require(len(self.methods) > 0, "compare.methods", self.methods, "at least one method")

@@ -3,7 +3,8 @@
     step, loss, grad_norm, trained_norm, learning_rate, magnitude_drift     what is learned
     tokens, labels, step_time_s, wait_s                       the work, and how long it took
     tokens_per_s, rows_per_s, flops_per_s, mfu, memory_bytes  how well the machine is used
-    validation_loss, validation_accuracy                      at the steps that are validated
+    validation_loss, validation_accuracy                      at the steps that are validated; the
+                                                              second where options are chosen from
     skipped, rows                                             where the step was not finite
 
 `loss` and `grad_norm` are null where they are not finite: JSON has no NaN.

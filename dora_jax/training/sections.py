@@ -127,8 +127,8 @@ class DataConfig:
     """Of models that read features of images (VL-BART): where they are, see docs/vl_data.md; the
     rows' images are names in it."""
     frame_seconds: float | None = None
-    """Seconds of a clip that one of its features stands for, so that a row's `span` is cut out of
-    it; none gives whole clips."""
+    """Seconds of a clip that one of its features stands for (VALUE's: 1.5), so that a row's `span`
+    is cut out of it; rows that have one are refused without it."""
     images: Images = "use"
     """use, or leave_out: what text alone tells, for a model that sees or one that does not."""
     texts: Texts = "use"

@@ -4,9 +4,9 @@
     python -m experiments.llava.miniature --sizes gpu
 
 1. Scenes (docs/scenes.md) of families A and B are written, and NLVR where its folder is given.
-2. A small vision tower is trained from scratch on family A: a captioner of random weights is
-   trained in full, and its tower kept.
-3. The tower and SmolLM2-135M-Instruct become a LLaVA with a new projector.
+2. A small vision tower is trained from scratch on family A, to tell what lies where (`tower.py`).
+3. The tower and SmolLM2-135M-Instruct become a LLaVA, whose projector begins as a dictionary of
+   family A's words (`words.py`).
 4. Stage 1: the projector alone is trained, on family A.
 5. Stage 2: `dora-jax compare` of full fine-tuning, LoRA, DoRA and a blind LoRA, on family B, whose
    shapes, colours, styles and questions differ.
@@ -17,30 +17,16 @@ What is finished is not done again; interrupted, the same command goes on where 
 import argparse
 import dataclasses
 import json
-import shutil
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
-
-from dora_jax.checkpoint.llava import write_llava_folder
 from dora_jax.checkpoint.llava_parts import join_parts
-from dora_jax.checkpoint.merge import merge_to_hf
 from dora_jax.cli import errors_in_words
-from dora_jax.comparison.compare import compare, train
-from dora_jax.data.images import ImageProcessor
-from dora_jax.data.nlvr import convert
+from dora_jax.comparison.compare import compare
 from dora_jax.data.scenes.dataset import write
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Family
-from dora_jax.data.tokenizer import Tokenizer
-from dora_jax.data.vision import IMAGE
-from dora_jax.errors import DoraError
-from dora_jax.models.config import LlamaConfig
-from dora_jax.models.llava import Llava, LlavaConfig
 from dora_jax.models.vision_config import VisionConfig
 from dora_jax.training.config import (
     AdapterConfig,
@@ -52,12 +38,18 @@ from dora_jax.training.config import (
     OptimConfig,
     TrainConfig,
 )
+from experiments.llava.tower import train_tower
+from experiments.llava.words import write_word_projector
+from experiments.nlvr import check_nlvr, nlvr_rows, unseen
+from experiments.steps import make_once, write_trained
 
 ROWS = "rows.jsonl"
 LANGUAGE = "smollm2-135m-instruct"
 PROJECTOR = r"multi_modal_projector/linear_\d"
 LINEAR = r"language_model/.*/(q|k|v|o|gate|up|down)_proj"
-_SOURCES = {"tower": ("captions", "talk"), "align": ("captions", "talk"), "tune": ("b",)}
+_SOURCES = {"align": ("captions", "talk"), "tune": ("b",)}
+# Of the sizes, those that the tower depends on.
+TOWER_FIELDS = ("width", "layers", "patch", "tower_scenes", "tower_steps")
 # The projector's rate beside the adapters': 2e-5 to 2e-4 in the paper.
 SLOWER = {"multi_modal_projector/.*": 0.1}
 
@@ -72,8 +64,8 @@ class Sizes:
         width: of the tower.
         layers: of the tower.
         patch: pixels of its patches; an image of 64 is so many squared tokens.
-        tower_rows: scenes of family A that it is trained on.
-        tower_steps: of 32 rows.
+        tower_scenes: of family A, that it is trained on.
+        tower_steps: of 64 scenes.
         align_rows: scenes of family A for stage 1.
         align_steps: of 16 rows.
         tune_rows: scenes of family B for stage 2, each with up to four questions.
@@ -89,8 +81,8 @@ class Sizes:
     width: int = 192
     layers: int = 6
     patch: int = 16
-    tower_rows: int = 20_000
-    tower_steps: int = 2000
+    tower_scenes: int = 40_000
+    tower_steps: int = 3000
     align_rows: int = 4000
     align_steps: int = 80
     tune_rows: int = 2000
@@ -112,7 +104,7 @@ GPU = Sizes(
     width=384,
     layers=8,
     patch=8,
-    tower_rows=100_000,
+    tower_scenes=200_000,
     tower_steps=20_000,
     align_rows=20_000,
     align_steps=1000,
@@ -123,17 +115,17 @@ GPU = Sizes(
 )
 
 
-def learn_data(out: Path, rows: int, seed: int) -> None:
-    """Write scenes of family A, in captions and in questions; another seed gives others."""
+def learn_data(out: Path, rows: int) -> None:
+    """Write scenes of family A, in captions and in questions."""
     for name, task in (("captions", "captions"), ("talk", "conversations")):
-        write(out / name, FAMILY_A, "train", rows, seed, task)
+        write(out / name, FAMILY_A, "train", rows, task=task)
 
 
 def tune_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
     """Write what stage 2 is trained on: family B, and NLVR where its folder is given."""
     write(out / "b", FAMILY_B, "train", sizes.tune_rows, 0, "conversations")
     if nlvr is not None:
-        _nlvr(nlvr, "train", out / "nlvr", None)
+        _write_rows(out / "nlvr", nlvr_rows(nlvr, "train", out / "nlvr"))
 
 
 def test_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
@@ -141,92 +133,39 @@ def test_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
     _questions(out / "b", FAMILY_B, sizes.test_rows)
     _questions(out / "a", FAMILY_A, sizes.test_rows // 2, task="family A")
     if nlvr is not None:
-        _nlvr(nlvr, "dev", out / "nlvr", sizes.test_rows)
+        trained = sizes.folder / "tune" / "nlvr"
+        rows = nlvr_rows(nlvr, "dev", out / "nlvr")
+        kept = unseen(rows, out / "nlvr", _read_rows(trained), trained)
+        _write_rows(out / "nlvr", kept[: sizes.test_rows])
+
+
+def _read_rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / ROWS).read_text().splitlines()]
+
+
+def _write_rows(folder: Path, rows: Sequence[dict[str, Any]]) -> None:
+    (folder / ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _questions(folder: Path, family: Family, rows: int, task: str = "") -> None:
     """Write questions; all of them under the name of one task, if one is given."""
     path = write(folder, family, "test", rows, task="questions")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    text = "".join(json.dumps(line | ({"task": task} if task else {})) + "\n" for line in lines)
-    path.rename(folder / ROWS).write_text(text)
+    told = [json.loads(line) for line in path.read_text().splitlines()]
+    path.unlink()
+    _write_rows(folder, [row | ({"task": task} if task else {}) for row in told])
 
 
-def _nlvr(source: Path, split: str, out: Path, most: int | None) -> None:
-    path = convert(source / f"{split}.jsonl", source / f"{split}_images.zip", out)
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join(lines[:most]))  # of that name already
-
-
-def captioner(sizes: Sizes, out: Path) -> None:
-    """Write a LLaVA of random weights, small enough to be trained from nothing."""
-    tokenizer, token = _learnt_tokenizer(sizes.folder / "tower").with_special_token(IMAGE)
-    config = LlavaConfig(
-        vision=VisionConfig(
-            hidden_size=sizes.width,
-            intermediate_size=3 * sizes.width,
-            num_hidden_layers=sizes.layers,
-            num_attention_heads=sizes.width // 32,
-            image_size=FAMILY_A.canvas,
-            patch_size=sizes.patch,
-            hidden_act="gelu",
-        ),
-        text=LlamaConfig(
-            vocab_size=tokenizer.vocab_size,
-            hidden_size=sizes.width,
-            intermediate_size=3 * sizes.width,
-            num_hidden_layers=4,
-            num_attention_heads=sizes.width // 32,
-            num_key_value_heads=sizes.width // 32,
-            head_dim=32,
-            max_position_embeddings=1024,
-            eos_token_id=(tokenizer.eos_id,),
-            bos_token_id=None,
-            tie_word_embeddings=True,
-        ),
-        image_token_id=token,
-        feature_layers=(-2,),
+def tower_config(sizes: Sizes) -> VisionConfig:
+    """Return the tower's shape."""
+    return VisionConfig(
+        hidden_size=sizes.width,
+        intermediate_size=3 * sizes.width,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.width // 32,
+        image_size=FAMILY_A.canvas,
+        patch_size=sizes.patch,
+        hidden_act="gelu",
     )
-    tokens = jnp.zeros((1, 2), jnp.int32)
-    params = jax.jit(Llava(config).init)(jax.random.key(0), tokens)["params"]
-    write_llava_folder(out, config, params, tokenizer, processor=_processor(config.vision))
-
-
-def _processor(vision: VisionConfig) -> ImageProcessor:
-    side = (vision.image_size, vision.image_size)
-    return ImageProcessor(size=side, crop=None, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-def _learnt_tokenizer(folder: Path) -> Tokenizer:
-    """Return a byte-pair tokenizer of the words that are said about the scenes in a folder."""
-    said = (
-        turn["value"]
-        for path in sorted(folder.glob("*/train.json"))
-        for row in json.loads(path.read_text())
-        for turn in row["conversations"]
-    )
-    return Tokenizer(byte_pairs(said, 600, ("<end>",)), {"eos_token": "<end>"}, folder)
-
-
-def byte_pairs(texts: Iterable[str], size: int, special: Sequence[str]) -> tokenizers.Tokenizer:
-    """Return byte pairs that are learnt from texts.
-
-    Args:
-        texts: to learn from.
-        size: of the vocabulary, 256 bytes and special tokens among it.
-        special: tokens that no text has; the first ones of the vocabulary.
-    """
-    backend = tokenizers.Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=list(special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
 
 
 def _data(sizes: Sizes, stage: str, **fields: Any) -> DataConfig:
@@ -245,21 +184,6 @@ def _data(sizes: Sizes, stage: str, **fields: Any) -> DataConfig:
         "eval_batch_size": 16,
     }
     return DataConfig(**given | fields)
-
-
-def tower(sizes: Sizes) -> ExperimentConfig:
-    """Return the training of the captioner, whose tower is kept."""
-    return ExperimentConfig(
-        name=f"llava-tower-{sizes.name}",
-        model=ModelConfig(name=str(sizes.folder / "captioner")),
-        data=_data(sizes, "tower", eval_rows=32),
-        adapter=AdapterConfig(modules=".*"),
-        optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_ratio=0.05, beta2=0.98),
-        train=TrainConfig(
-            method="full", steps=sizes.tower_steps, batch_size=32, checkpoint_every=200
-        ),
-        out=sizes.folder / "runs" / "tower",
-    )
 
 
 def alignment(sizes: Sizes) -> ExperimentConfig:
@@ -300,7 +224,8 @@ def tuning(sizes: Sizes) -> ExperimentConfig:
             "LoRA, blind": {
                 "train.method": "lora",
                 "data.images": "leave_out",
-                "compare.first_seeds": 1,  # it is there to be far below the others
+                "compare.first_seeds": 1,
+                "compare.baseline": True,  # it is there to be far below the others
                 **low_rank,
             },
         },
@@ -320,56 +245,58 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(sizes: Sizes, nlvr: Path | None = None, until: str = "compared") -> None:
-    """Do every step that is not done, as far as one of them."""
-    folder = sizes.folder
-    command = f"python -m experiments.llava.miniature --sizes {sizes.name}"
+    """Do every step that is not done, as far as one of them.
 
-    def step(name: str, make: Callable[[Path], object]) -> None:
-        make_once(folder / name, make)
-
-    step("tower", lambda out: learn_data(out, sizes.tower_rows, 0))
-    step("align", lambda out: learn_data(out, sizes.align_rows, 1))
-    step("tune", lambda out: tune_data(sizes, out, nlvr))
-    step("test", lambda out: test_data(sizes, out, nlvr))
-    if nlvr is not None:
-        require_nlvr(folder / "test" / "nlvr", folder)
-    if until == "data":
-        return
-    step("captioner", lambda out: captioner(sizes, out))
-    step("tower-model", lambda out: write_trained(tower(sizes), command, out))
-    if until == "tower":
-        return
-    step("joined", lambda out: join_parts(folder / "tower-model", sizes.language, out, pad=False))
-    step("aligned", lambda out: write_trained(alignment(sizes), command, out))
-    if until == "aligned":
-        return
-    compare(tuning(sizes), command)
-
-
-def require_nlvr(found: Path, folder: Path) -> None:
-    """Check that NLVR is in data that may have been made without it.
+    Args:
+        sizes: how much of everything.
+        nlvr: the folder of NLVR's files; None leaves it out.
+        until: the last step: data, tower, aligned or compared.
 
     Raises:
-        DoraError: where it is not.
+        DoraError: when a step cannot be done, or was done with other settings.
     """
-    if not found.exists():
-        raise DoraError(f"{folder}: was made without NLVR: leave --nlvr out, or remove the folder")
+    if nlvr is not None:
+        check_nlvr(nlvr)
+    folder = sizes.folder
+    command = f"python -m experiments.llava.miniature --sizes {sizes.name}"
+    command += "" if nlvr is None else f" --nlvr {nlvr}"
+    named: dict[str, Any] = dataclasses.asdict(sizes) | {"nlvr": nlvr is not None}
+
+    def step(name: str, fields: Sequence[str], make: Callable[[Path], object]) -> None:
+        make_once(folder / name, {field: named[field] for field in fields}, make)
+
+    step("align", ["align_rows"], lambda out: learn_data(out, sizes.align_rows))
+    step("tune", ["tune_rows", "nlvr"], lambda out: tune_data(sizes, out, nlvr))
+    step("test", ["test_rows", "nlvr"], lambda out: test_data(sizes, out, nlvr))
+    if until == "data":
+        return
+    tower = make_tower(sizes)
+    if until == "tower":
+        return
+    parts = [*TOWER_FIELDS, "language"]
+    step("joined", parts, lambda out: join(tower, sizes.language, out))
+    parts += ["align_rows", "align_steps", "max_length"]
+    step("aligned", parts, lambda out: write_trained(alignment(sizes), command, out))
+    if until == "compared":
+        compare(tuning(sizes), command)
 
 
-def make_once(folder: Path, make: Callable[[Path], object]) -> None:
-    """Make a folder, in one step: what is there is whole, and not made again."""
-    if not folder.exists():
-        print(f"{folder.name} ...", flush=True)
-        fresh = folder.with_name(f".{folder.name}")
-        shutil.rmtree(fresh, ignore_errors=True)
-        make(fresh)
-        fresh.rename(folder)
+def join(tower: Path, language: str, out: Path) -> None:
+    """Write a LLaVA of the tower and a language model, whose projector begins with words."""
+    with tempfile.TemporaryDirectory() as place:
+        projector = Path(place) / "projector.safetensors"
+        write_word_projector(tower, language, projector)
+        join_parts(tower, language, out, projector=projector, pad=False)
 
 
-def write_trained(config: ExperimentConfig, command: str, out: Path) -> None:
-    """Train, and write the model with what was trained merged into it."""
-    (result,) = train(config, command).runs
-    merge_to_hf(config.run_folder() / f"seed-{result.seed}" / result.method, out)
+def make_tower(sizes: Sizes) -> Path:
+    """Train the tower, if that is not done; return its folder."""
+    scenes, steps = sizes.tower_scenes, sizes.tower_steps
+    runs, config = sizes.folder / "runs" / "tower", tower_config(sizes)
+    made = sizes.folder / "tower"
+    made_of = {field: getattr(sizes, field) for field in TOWER_FIELDS}
+    make_once(made, made_of, lambda out: train_tower(config, scenes, steps, runs, out))
+    return made
 
 
 if __name__ == "__main__":

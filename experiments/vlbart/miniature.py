@@ -17,6 +17,7 @@ What is finished is not done again; interrupted, the same command goes on where 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,18 +26,21 @@ from typing import Any, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tokenizers import processors
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from dora_jax.checkpoint.bart import write_bart_folder
-from dora_jax.checkpoint.llava import read_llava_folder
+from dora_jax.checkpoint.llava import read_processor
+from dora_jax.checkpoint.vision import read_vision_folder
 from dora_jax.cli import errors_in_words
 from dora_jax.comparison.compare import compare
-from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Family
+from dora_jax.data.scenes.families import FAMILY_B
 from dora_jax.data.scenes.scene import Split
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.data.vl.feature_cache import CachedFeatures, MadeBy, cached_features
-from dora_jax.data.vl.rows_file import write_rows
+from dora_jax.data.vl.row import CAPTION_TASKS
 from dora_jax.data.vl.tower_features import TowerFeatures
+from dora_jax.errors import DoraError
 from dora_jax.models.vit import VisionTower
 from dora_jax.models.vlbart import VLBart, VLBartConfig
 from dora_jax.training.config import (
@@ -50,17 +54,24 @@ from dora_jax.training.config import (
     TrainConfig,
 )
 from experiments.llava import miniature as llava
+from experiments.llava.tower import LAYER
+from experiments.nlvr import check_nlvr
+from experiments.steps import make_once, write_trained
 from experiments.vlbart.paper import EVERYTHING, adapter
 from experiments.vlbart.scene_rows import (
-    NLVR_REAL,
     TASKS,
+    WORLDS,
     Subject,
     nlvr_picture,
     pictures,
-    scene_row,
     write_nlvr,
+    write_scene_rows,
 )
 
+# Of the sizes, those that the rows depend on.
+_ROWS_FIELDS = ("learn_rows", "tune_rows", "test_rows", "test_captions")
+# Those that the start depends on beside its rows and the tower.
+_START_FIELDS = ("width", "layers", "vocabulary", "image_tokens")
 SPECIAL = ("<s>", "<pad>", "</s>")
 STEPS = ("data", "tower", "features", "base", "compared")
 # Of a clip, as many as family B's have.
@@ -85,7 +96,8 @@ class Sizes:
         tune_rows: of each task, of family B.
         tune_steps: of 32 rows.
         search_steps: of each trial of a learning rate.
-        test_rows: of each task, of each family.
+        test_rows: of each task that has one right answer, of each family.
+        test_captions: of each task of captions, of each family.
         rank: of the adapters, and their alpha; a sixth of the width, as the paper's.
         new_tokens: of an answer or a caption, at most.
         seeds: of the comparison; the two baselines have the first.
@@ -103,7 +115,8 @@ class Sizes:
     tune_rows: int = 2000
     tune_steps: int = 800
     search_steps: int = 80
-    test_rows: int = 80
+    test_rows: int = 200
+    test_captions: int = 80
     rank: int = 32
     new_tokens: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -137,6 +150,7 @@ _GPU: dict[str, Any] = {
     "tune_steps": 4000,
     "search_steps": 400,
     "test_rows": 500,
+    "test_captions": 500,
     "rank": 64,
 }
 GPU: dict[Subject, Sizes] = {
@@ -147,22 +161,15 @@ GPU: dict[Subject, Sizes] = {
 
 def write_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
     """Write rows of all tasks: `A/train`, `A/test`, `B/train`, `B/test`, a file each."""
-    parts: tuple[tuple[Family, Split, int], ...] = (
-        (FAMILY_A, "train", sizes.learn_rows),
-        (FAMILY_A, "test", sizes.test_rows),
-        (FAMILY_B, "train", sizes.tune_rows),
-        (FAMILY_B, "test", sizes.test_rows),
-    )
-    for family, split, count in parts:
+    trained = {"A": sizes.learn_rows, "B": sizes.tune_rows}
+    splits: tuple[Split, ...] = ("train", "test")
+    for (name, family), split in itertools.product(WORLDS.items(), splits):
         for task in TASKS[sizes.subject]:
-            rows = (scene_row(task, family, split, number) for number in range(count))
-            write_rows(out / family.name / split / f"{task}.jsonl", rows)
-    if nlvr is not None and sizes.subject == "images":
-        for part, split, most in (
-            ("train", "train", sizes.tune_rows),
-            ("dev", "test", sizes.test_rows),
-        ):
-            write_nlvr(nlvr, part, out / part, out / "B" / split / f"{NLVR_REAL}.jsonl", most)
+            tested = sizes.test_captions if task in CAPTION_TASKS else sizes.test_rows
+            count = trained[name] if split == "train" else tested
+            write_scene_rows(out / name / split / f"{task}.jsonl", task, family, split, count)
+    if nlvr is not None:
+        write_nlvr(nlvr, out, sizes.tune_rows, sizes.test_rows)
 
 
 def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -172,16 +179,12 @@ def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
 def make_features(sizes: Sizes) -> CachedFeatures:
     """Return what the tower makes of all that rows name, from the cache or made now.
 
-    It is read where the captioner read it: the layers behind were never trained.
-
     Raises:
         DoraError: when the tower's folder is damaged, or the cache cannot be written.
     """
-    tower = read_llava_folder(sizes.tower.folder / "tower-model")
-    config, rows = tower.config, sizes.folder / "rows"
-    (layer,) = config.feature_layers
-    params = tower.params["vision_tower"]
-    maker = TowerFeatures(VisionTower(config.vision), params, tower.processor, layer)
+    folder, rows = sizes.tower.folder / "tower", sizes.folder / "rows"
+    config, params = read_vision_folder(folder)
+    maker = TowerFeatures(VisionTower(config), params, read_processor(folder, config), LAYER)
     files = sorted(rows.glob("[AB]/*/*.jsonl"))
     names = dict.fromkeys(name for record in _records(files) for name in record["images"])
 
@@ -197,7 +200,7 @@ def make_features(sizes: Sizes) -> CachedFeatures:
 
     identity = maker.identity("frames", FRAMES) if is_clips else maker.identity("grid")
     told = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    by = MadeBy(identity, {"rows": told, "families": repr((FAMILY_A, FAMILY_B))})
+    by = MadeBy(identity, {"rows": told, "families": repr(WORLDS)})
     return cached_features(sizes.folder / "features", by, list(names), make)
 
 
@@ -208,7 +211,16 @@ def learnt_tokenizer(sizes: Sizes) -> Tokenizer:
         for record in _records(sorted((sizes.folder / "rows" / "A" / "train").glob("*")))
         for text in (record["instruction"], record["output"])
     )
-    backend = llava.byte_pairs(texts, sizes.vocabulary, SPECIAL)
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=sizes.vocabulary,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
     ends = [(token, backend.token_to_id(token)) for token in ("<s>", "</s>")]
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=ends
@@ -264,9 +276,15 @@ def _common(sizes: Sizes, features: Path, name: str, family: str) -> dict[str, A
 
 
 def base(sizes: Sizes, features: Path) -> ExperimentConfig:
-    """Return the training of the base: everything, on family A, all tasks at once."""
+    """Return the training of the base: everything, on family A, all tasks at once.
+
+    A few rows are evaluated, greedily: a model of random weights never ends what it writes.
+    """
+    common = _common(sizes, features, "base", "A")
     return ExperimentConfig(
-        **_common(sizes, features, "base", "A"),
+        name=common["name"],
+        data=dataclasses.replace(common["data"], eval_rows=80),
+        evaluation=dataclasses.replace(common["evaluation"], beams=1),
         model=ModelConfig(name=str(sizes.folder / "start")),
         adapter=AdapterConfig(modules=".*"),
         optim=OptimConfig(learning_rate=1e-3, schedule="cosine", warmup_ratio=0.05, beta2=0.98),
@@ -280,7 +298,7 @@ def base(sizes: Sizes, features: Path) -> ExperimentConfig:
 def comparison(sizes: Sizes, features: Path) -> ExperimentConfig:
     """Return the comparison on family B: what the paper tunes, at its share of the width."""
     low_rank = adapter("image" if sizes.subject == "images" else "video")
-    lora = {"train.method": "lora", "compare.first_seeds": 1}
+    lora = {"train.method": "lora", "compare.first_seeds": 1, "compare.baseline": True}
     return ExperimentConfig(
         **_common(sizes, features, "scenes", "B"),
         model=ModelConfig(name=str(sizes.folder / "base")),
@@ -313,24 +331,41 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(sizes: Sizes, nlvr: Path | None = None, until: str = STEPS[-1]) -> None:
-    """Do every step that is not done, as far as one of them."""
+    """Do every step that is not done, as far as one of them.
+
+    Args:
+        sizes: how much of everything, and whether images or video.
+        nlvr: the folder of NLVR's files, for images; None leaves it out.
+        until: the last one of `STEPS`.
+
+    Raises:
+        DoraError: when a step cannot be done, or was done with other settings.
+    """
+    if nlvr is not None:
+        if sizes.subject != "images":
+            raise DoraError(f"--nlvr is for images; leave it out for {sizes.subject}")
+        check_nlvr(nlvr)
     folder, last = sizes.folder, STEPS.index(until)
     command = f"python -m experiments.vlbart.miniature {sizes.subject} --sizes {sizes.name}"
+    command += "" if nlvr is None else f" --nlvr {nlvr}"
     folder.mkdir(parents=True, exist_ok=True)
-    llava.make_once(folder / "rows", lambda out: write_data(sizes, out, nlvr))
-    if nlvr is not None and sizes.subject == "images":
-        llava.require_nlvr(folder / "rows" / "B" / "test" / f"{NLVR_REAL}.jsonl", folder)
-    if last >= STEPS.index("tower") and not (sizes.tower.folder / "tower-model").exists():
-        llava.run(sizes.tower, nlvr, until="tower")
+    made_of: dict[str, Any] = {name: getattr(sizes, name) for name in _ROWS_FIELDS}
+    made_of["nlvr"] = nlvr is not None
+    make_once(folder / "rows", made_of, lambda out: write_data(sizes, out, nlvr))
+    if last >= STEPS.index("tower"):
+        llava.make_tower(sizes.tower)
     if last < STEPS.index("features"):
         return
     print("features ...", flush=True)
     features = make_features(sizes).path
     if until == "features":
         return
-    llava.make_once(folder / "start", lambda out: write_start(sizes, out))
+    made_of |= {name: getattr(sizes, name) for name in _START_FIELDS}
+    made_of["tower"] = {name: getattr(sizes.tower, name) for name in llava.TOWER_FIELDS}
+    make_once(folder / "start", made_of, lambda out: write_start(sizes, out))
+    made_of["learn_steps"] = sizes.learn_steps
     trained = base(sizes, features)
-    llava.make_once(folder / "base", lambda out: llava.write_trained(trained, command, out))
+    make_once(folder / "base", made_of, lambda out: write_trained(trained, command, out))
     if until == "compared":
         compare(comparison(sizes, features), command)
 

@@ -24,20 +24,26 @@ import numpy as np
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.data.images import open_image
-from dora_jax.data.nlvr import INSTRUCTION, convert
+from dora_jax.data.nlvr import INSTRUCTION
 from dora_jax.data.scenes.clip_questions import ClipQuestion
-from dora_jax.data.scenes.families import FAMILIES, Family
+from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Family
 from dora_jax.data.scenes.render import render_all
 from dora_jax.data.scenes.rows import Row, row
 from dora_jax.data.scenes.scene import Split
 from dora_jax.data.vl.row import CAPTION_TASKS, Task, VLRow, choice_source
 from dora_jax.data.vl.rows_file import record
 from dora_jax.data.vl.tower_features import Picture
+from experiments.nlvr import nlvr_rows, unseen
 
 Subject = Literal["images", "video"]
 TASKS: dict[Subject, tuple[Task, ...]] = {
     "images": ("vqa", "gqa", "nlvr", "caption"),
     "video": ("tvqa", "how2qa", "tvc", "yc2c"),
+}
+# Clips are equally long in both: a base that never saw the last frames would not know their places.
+WORLDS = {
+    "A": dataclasses.replace(FAMILY_A, frames=FAMILY_B.frames),
+    "B": FAMILY_B,
 }
 # NLVR's own sentences: a task beside those of scenes.
 NLVR_REAL = "nlvr-real"
@@ -71,6 +77,17 @@ def scene_row(task: Task, family: Family, split: Split, number: int) -> VLRow:
     )
 
 
+def write_scene_rows(path: Path, task: Task, family: Family, split: Split, count: int) -> None:
+    """Write the first rows of a task.
+
+    Captions are scored from 0 to 1, as all tasks are: a template's caption can be told word by
+    word, so that its CIDEr-D would be most of any mean over tasks.
+    """
+    told = [record(scene_row(task, family, split, number)) for number in range(count)]
+    own = {"metric": "cider_share"} if task in CAPTION_TASKS else {}
+    write_text(path, "".join(json.dumps(row | own, ensure_ascii=False) + "\n" for row in told))
+
+
 def _drawn(task: Task, family: Family, split: Split, number: int) -> Row:
     """Return the scenes of a row, and what is asked about them."""
     if task in ("vqa", "gqa"):
@@ -94,29 +111,32 @@ def pictures(name: str) -> list[Picture]:
     match = _NAME.fullmatch(name)
     assert match is not None, f"{name} is the name of a scene"
     family, split, task, number, side = match.groups()
-    scenes = _drawn(task, FAMILIES[family], split, int(number)).scenes  # type: ignore[arg-type]
+    scenes = _drawn(task, WORLDS[family], split, int(number)).scenes  # type: ignore[arg-type]
     if side is not None:
         scenes = scenes[side == "right" :][:1]
     return list(render_all(scenes))
 
 
-def write_nlvr(folder: Path, split: str, pictures_to: Path, out: Path, most: int) -> None:
-    """Write rows of people's statements about three pictures, a task of its own.
+def write_nlvr(folder: Path, out: Path, train_rows: int, test_rows: int) -> None:
+    """Write rows of people's statements about three pictures, a task of its own, beside family B's.
 
     Args:
         folder: of NLVR's `train` and `dev`, each JSON lines and a zip of pictures.
-        split: which of the two.
-        pictures_to: the folder that gets the pictures; its name and their own name them.
-        out: the file of rows.
-        most: how many rows at most.
+        out: the folder of rows; gets the pictures too, in `train` and `dev`, which name them.
+        train_rows: how many at most.
+        test_rows: how many at most; none whose statement or boxes are trained on (`unseen`).
 
     Raises:
         DoraError: for a row or a picture that cannot be read, by file and line.
     """
-    images = folder / f"{split}_images.zip"
-    path = convert(folder / f"{split}.jsonl", images, pictures_to)
-    told = [json.loads(line) for line in path.read_text().splitlines()[:most]]
-    write_text(out, "".join(_nlvr_line(pictures_to.name, n, row) for n, row in enumerate(told)))
+    learnt = nlvr_rows(folder, "train", out / "train")
+    tested = unseen(nlvr_rows(folder, "dev", out / "dev"), out / "dev", learnt, out / "train")
+    for part, split, told in (
+        ("train", "train", learnt[:train_rows]),
+        ("dev", "test", tested[:test_rows]),
+    ):
+        lines = (_nlvr_line(part, number, row) for number, row in enumerate(told))
+        write_text(out / "B" / split / f"{NLVR_REAL}.jsonl", "".join(lines))
 
 
 def _nlvr_line(folder: str, number: int, told: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from dora_jax.analysis.conclusions import cautions, conclude
-from dora_jax.analysis.results import ComparisonResults, HistoryPoint, SearchTrial
+from dora_jax.analysis.results import Arm, ComparisonResults, HistoryPoint, SearchTrial
 from dora_jax.analysis.summary import summarize
 from tests.analysis import sample
 
@@ -275,3 +275,36 @@ def test_more_than_a_full_mark_is_no_ceiling():
     guessing = dataclasses.replace(results.data, chance=1.0)
     text = warned(dataclasses.replace(results, data=guessing))
     assert "LoRA and DoRA: not distinguishable from guessing (100.0)." in text
+
+
+LORA, DORA = Arm("lora", "LoRA", "lora"), Arm("dora", "DoRA", "dora")
+BLIND = Arm("blind", "LoRA, blind", "lora", baseline=True)
+
+
+def test_baselines_are_told_and_not_cautioned_of():
+    """One seed, no gain, no better than guessing: all that is expected of a baseline."""
+    near = {"lora": [sample.first(24)] * 3, "dora": [sample.first(c) for c in (25, 24, 26)]}
+    scores = {"blind": [sample.first(5)], **near}
+    text = words(sample.results(scores, arms=(BLIND, LORA, DORA)))
+    assert text.startswith("No difference between DoRA and LoRA could be shown.")
+    assert '"LoRA, blind" is a baseline, in no pair.' in text
+    assert "and LoRA, blind -7.5 (" in text
+    assert "Holm" not in text
+    assert warned(sample.results(scores, arms=(BLIND, LORA, DORA))) == ""
+    plain = dataclasses.replace(BLIND, baseline=False)
+    text = warned(sample.results(scores, arms=(plain, LORA, DORA)))
+    assert "No gain over the untuned model is shown for LoRA, blind" in text
+    assert "Not the same seeds" in text
+
+
+def test_a_low_baseline_does_not_hide_a_ceiling():
+    scores = {"blind": [WORSE], "lora": [sample.first(39)], "dora": [sample.first(40)]}
+    assert "too easy" in warned(sample.results(scores, arms=(BLIND, LORA, DORA)))
+
+
+def test_one_method_beside_baselines_is_no_comparison():
+    scores = {"blind": [WORSE], "dora": [BETTER]}
+    text = words(sample.results(scores, arms=(BLIND, DORA)))
+    assert text.startswith("Only DoRA was run beside baselines: there is nothing to compare.")
+    text = words(sample.results({"blind": [WORSE]}, arms=(BLIND, LORA)))
+    assert text.startswith("Only LoRA, blind was run: there is nothing to compare.")

@@ -7,6 +7,7 @@ import pytest
 
 from dora_jax.analysis.report import render_report, write_report
 from dora_jax.analysis.results import (
+    Arm,
     ComparisonResults,
     EvalRow,
     HistoryPoint,
@@ -14,6 +15,7 @@ from dora_jax.analysis.results import (
     ProtocolResult,
     Published,
     Sample,
+    SearchTrial,
 )
 from dora_jax.analysis.summary import summarize
 from tests.analysis import sample
@@ -427,3 +429,24 @@ def test_scores_are_reported_in_points_and_each_task_by_its_metric():
         assert text in page.words
     for text in ("Accuracy", "percentage", "Percent", "Cohen", "Right alone", "\N{CHECK MARK}"):
         assert text not in page.words
+
+
+def test_baselines_are_marked_and_in_no_table_of_pairs():
+    arms = (Arm("blind", "Blind", "lora", baseline=True), Arm("lora", "LoRA", "lora"))
+    arms = (*arms, Arm("dora", "DoRA", "dora"))
+    page = Page(render_report(sample.results({**ONE, "blind": [sample.first(9)]}, arms=arms)))
+    marked = [row[0] for row in page.tables[0] if "baseline, in no pair" in row[0]]
+    assert marked == ["Blind baseline, in no pair"]
+    assert not any("Blind" in row[0] and "LoRA" in row[0] for table in page.tables for row in table)
+
+
+def test_trials_without_answers_have_a_loss_and_no_score():
+    losses = {"even": 1.0, "odd": 2.0}
+    search = [SearchTrial("lora", rate, 5, rate == 1e-3, None, 1.5, losses) for rate in (1e-3, 1.0)]
+    page = Page(render_report(sample.results(ONE, search=search)))
+    (table,) = (table for table in page.tables if table[0][-1] == "Chosen")
+    assert [row[1:] for row in table] == [
+        ["Learning rate", "Steps", "Validation loss", "Chosen"],
+        ["0.001", "5", "1.500", "chosen"],
+        ["1", "5", "1.500", ""],
+    ]

@@ -7,7 +7,13 @@ import pytest
 
 from dora_jax.analysis import atomic
 from dora_jax.analysis.records import FieldError
-from dora_jax.analysis.results import BaseResult, ComparisonResults, HistoryPoint, ProtocolResult
+from dora_jax.analysis.results import (
+    Arm,
+    BaseResult,
+    ComparisonResults,
+    HistoryPoint,
+    ProtocolResult,
+)
 from dora_jax.errors import DoraError
 from tests.analysis import sample
 
@@ -71,6 +77,11 @@ def _set(values, path, value):
         (["data", "task_metrics"], {"even": "CIDEr-D"}, ["data.task_metrics", "'accuracy'"]),
         (["search", 1, "validation_accuracy"], 1.5, ["search[1].validation_accuracy", "0 and 1"]),
         (["search", 1, "validation_accuracy"], -1, ["search[1].validation_accuracy", "0 or above"]),
+        (
+            ["search", 1, "validation_losses"],
+            {"vqa": 1.0, "caption": 3.0},
+            ["search[1].validation_loss", "is 1.0, but the mean of validation_losses is 2.0"],
+        ),
         (["data", "chance"], -0.1, ["data.chance", "between 0 and 1"]),
         (["data", "eval_rows"], 39, ["data.eval_rows", "39", "40"]),
         (["data", "skipped"], {"train": {"long": "3"}}, ["data.skipped.train.long", "whole"]),
@@ -236,3 +247,10 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_half_a_surrogate_pair_does_not_lose_the_file(tmp_path):
     path = sample.results(name="a\ud800b").to_json(tmp_path / "results.json")
     assert ComparisonResults.from_json(path).name == "a\ud800b"
+
+
+def test_a_pair_with_a_baseline_is_refused():
+    arms = (Arm("lora", "LoRA", "lora", baseline=True), Arm("dora", "DoRA", "dora"))
+    assert sample.results(arms=arms).arms == arms
+    with pytest.raises(FieldError, match="pairs: names 'lora', a baseline, which is in no pair"):
+        sample.results(arms=arms, pairs=(("dora", "lora"),))

@@ -1,7 +1,9 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from dora_jax.analysis.results import EvalRow, HistoryPoint
+from dora_jax.analysis.results import Arm, EvalRow, HistoryPoint
 from dora_jax.analysis.statistics import accuracy_interval, difference_interval, score_interval
 from dora_jax.analysis.summary import summarize
 from tests.analysis import sample
@@ -186,3 +188,36 @@ def test_a_difference_of_scores_may_be_above_a_full_mark():
     assert interval is not None
     assert 3.5 in interval
     assert interval.high > 3.5
+
+
+BESIDE = (
+    Arm("blind", "LoRA, blind", "lora", baseline=True),
+    Arm("mute", "LoRA, mute", "lora", baseline=True),
+    Arm("lora", "LoRA", "lora"),
+    Arm("dora", "DoRA", "dora"),
+)
+
+
+def test_baselines_are_reported_and_cost_the_pair_no_power():
+    near = {"lora": [sample.first(20)], "dora": [sample.first(28)]}
+    far = {"blind": [sample.first(9)], "mute": [sample.first(10)]}
+    alone = summarize(sample.results(near))
+    beside = summarize(sample.results({**far, **near}, arms=BESIDE))
+    (pair,), (before,) = beside.pairs, alone.pairs
+    assert (pair.first.label, pair.second.label) == ("DoRA", "LoRA")
+    assert pair.p_value == before.p_value == pytest.approx(2 / 2**8)
+    assert beside.headlines == beside.pairs
+    assert [m.method for m in beside.methods] == ["lora", "dora", "blind", "mute"]
+    assert beside.methods[2].interval == accuracy_interval(np.array(far["blind"]))
+    assert beside.reference.method == "lora"
+    assert beside.average.accuracies["mute"] == pytest.approx(10 / 40)
+
+
+def test_baselines_do_not_make_a_grid_one_of_methods():
+    ranks = [Arm(f"dora-rank{r}", f"DoRA, rank {r}", "dora", {"adapter.rank": r}) for r in (4, 8)]
+    ranks = [dataclasses.replace(arm, start="dora") for arm in ranks]
+    scores = {arm.name: [sample.first(20)] for arm in (*ranks, BESIDE[0])}
+    summary = summarize(sample.results(scores, arms=(*ranks, BESIDE[0])))
+    assert [(p.first.method, p.second.method) for p in summary.pairs] == [
+        ("dora-rank8", "dora-rank4")
+    ]

@@ -8,6 +8,7 @@ from dora_jax.analysis.variance import (
     mean,
     mean_by_seed,
     two_way_variance,
+    variance_parts,
 )
 
 A = np.array([[1.0, 0.0], [3.0, 0.0]])
@@ -42,6 +43,21 @@ def test_variance_of_one_seed_is_over_rows_alone():
     a, b = 0.5 / 2 / 4, 1 / 3 / 4
     assert variance == pytest.approx(a + b)
     assert freedom == pytest.approx(variance**2 / (a**2 / 1 + b**2 / 2))
+
+
+def test_what_each_table_adds_by_hand():
+    # Means by seed: A 1/2 and 3/2, B 2 and 2, of all 1.25 and 1.75; only A moves with the seed.
+    over_seeds = 0.25 / 2 / 2
+    parts = variance_parts([A, B])
+    assert parts == pytest.approx([over_seeds + 2 / 2 / 4, 1 / 3 / 4])
+    assert parts.sum() == pytest.approx(two_way_variance([A, B])[0])
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_parts_are_all_of_the_variance(seeds):
+    random = np.random.default_rng(seeds)
+    tables = [random.normal(n, n + 1, (seeds, 1 + 4 * n)) for n in range(4)]
+    assert variance_parts(tables).sum() == pytest.approx(two_way_variance(tables)[0])
 
 
 def test_rows_that_agree_are_not_believed_to_be_all():

@@ -29,7 +29,10 @@ def test_what_is_written_is_not_chosen():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"metric": "vqa2"}, "line 3: 'metric' must be one of exact, vqa, cider.*did you mean"),
+        (
+            {"metric": "vqa2"},
+            "line 3: 'metric' must be one of exact, vqa, cider, cider_share.*did you mean",
+        ),
         ({"metric": None, "references": ["a"]}, "line 3: has 'references', and no 'metric'"),
         ({"references": "dog"}, "line 3: 'references' must be a list of texts"),
         ({"references": [1]}, "line 3: 'references' must be a list of texts"),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dora_jax.data.batches import Share, ShuffledBatches
 from dora_jax.data.buckets import BucketedBatches, bucket_lengths
 from dora_jax.data.encode import EncodedRow
-from dora_jax.data.packing import PackedBatches, first_fit, label_room
+from dora_jax.data.packing import PackedBatches, first_fit, image_room, label_room
 from dora_jax.data.train_rows import train_row
 from dora_jax.errors import DoraError
 from dora_jax.models.attention import PADDING
@@ -108,6 +108,12 @@ def test_packed_rows_have_room_for_labels_over_their_mean_and_no_more():
     assert label_room(tokens, labels, 100) == 64
     assert label_room(tokens, tokens, 100) == 100
     assert label_room(np.array([90]), np.array([80]), 90) == 90
+
+
+def test_packed_rows_have_room_for_their_mean_number_of_images_or_the_most_of_one():
+    tokens = np.full(4, 10)
+    assert image_room(tokens, np.array([1, 1, 1, 0]), 30) == 3  # 2.25, rounded up
+    assert image_room(tokens, np.array([0, 0, 5, 0]), 30) == 5  # every row must fit
 
 
 def test_a_small_set_is_packed_into_rows_no_wider_than_all_of_it():

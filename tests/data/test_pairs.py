@@ -2,9 +2,10 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
-from dora_jax.data.encode import digest_rows, encode_all
+from dora_jax.data.encode import Target, digest_rows, encode_all
 from dora_jax.data.examples import Example, Turn
 from dora_jax.data.prompts import get_template
 from dora_jax.data.train_rows import train_row
@@ -158,3 +159,40 @@ def test_batches_are_a_function_of_seed_and_step():
 def test_rows_are_named_by_what_is_read():
     apart = encoded([Example("hello?", "low")]).rows
     assert digest_rows(apart) != digest_rows(encoded([Example("hello!", "low")]).rows)
+
+
+def soft(seed, *weights):
+    """Return a row whose answers are of 1, 2, ... tokens, each with its weight."""
+    targets = tuple(
+        Target((10 * seed + 11,) * (n + 1), f"answer {n}", weight)
+        for n, weight in enumerate(weights)
+    )
+    return dataclasses.replace(pair(seed, 4, 1), targets=targets, answer=targets[0].ids)
+
+
+def lengths_drawn(rows, epochs):
+    """Return how long the answer of each row is in each epoch (epochs, rows)."""
+    made = batches(rows, len(rows))
+    number = {row.prompt: n for n, row in enumerate(rows)}
+    found = np.zeros((epochs, len(rows)), int)
+    for epoch in range(epochs):
+        for source, answer in read_back(made.batch(epoch)):
+            found[epoch, number[source]] = len(answer)
+    return found
+
+
+def test_of_several_targets_one_is_drawn_each_epoch_by_its_weight():
+    """Soft scores of VQA do not sum to 1: what counts is their proportion."""
+    drawn = lengths_drawn([soft(1, 0.9, 0.3), soft(2, 0.3, 0.6, 0.6), soft(3, 1.0)], 400)
+    shares = [[float(np.mean(own == n)) for n in (1, 2, 3)] for own in drawn.T]
+    # Four deviations of 400 draws are at most 0.1.
+    np.testing.assert_allclose(shares, [[0.75, 0.25, 0], [0.2, 0.4, 0.4], [1, 0, 0]], atol=0.1)
+
+
+def test_each_epoch_and_each_row_draws_for_itself():
+    drawn = lengths_drawn([soft(seed, 0.5, 0.5) for seed in range(8)], 8)
+    for each in (drawn, drawn.T):
+        assert len({tuple(own) for own in each}) == 8
+    np.testing.assert_array_equal(
+        drawn[:3], lengths_drawn([soft(s, 0.5, 0.5) for s in range(8)], 3)
+    )

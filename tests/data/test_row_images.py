@@ -43,7 +43,7 @@ def test_mix665k_is_read_as_it_is_published(folder):
     (folder / "mix.json").write_text(json.dumps(rows))
     (seen, text), left_out = read_source(folder / "mix.json")
     assert [turn.text for turn in seen.turns] == ["<image>\nWhat is it?", "A dot.", "Where?"]
-    assert seen.answer == "There."
+    assert (seen.prompt, seen.answer) == ("Where?", "There.")
     (image,) = seen.images
     assert (image.name, image.path) == ("1.png", str(folder / "1.png"))
     assert image.size == (folder / "1.png").stat().st_size
@@ -134,6 +134,16 @@ def test_bad_images_are_skipped_counted_and_named(folder, caplog):
     assert "none.png: is no image that can be read (No such file or directory)" in first
     assert "line 2" in second
     assert "text.png: is no image" in second
+
+
+def test_as_many_bad_images_are_named_as_is_said_and_the_rest_counted(folder, caplog):
+    rows = [{"question": f"{n}?", "answer": "x", "image": f"none{n}.png"} for n in range(22)]
+    with caplog.at_level(logging.WARNING):
+        _, left_out = read(folder, *rows, BROKEN[-1])
+    assert left_out == {BAD_IMAGE: 22}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 20
+    assert ["more of them are counted only" in line for line in told] == [False] * 19 + [True]
 
 
 def test_or_they_are_an_error(folder):

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="the vision extra is not installed")
 
-from dora_jax.data.encode import encode_all
+from dora_jax.data.encode import digest_rows, encode_all
 from dora_jax.data.examples import Example, Turn
 from dora_jax.data.images import BrokenImageError, ImageProcessor
 from dora_jax.data.prompts import get_template
@@ -162,8 +162,6 @@ def test_a_model_that_reads_text_alone_refuses_images(tokenizer):
 
 
 def test_the_digest_knows_the_images(tokenizer, vision):
-    from dora_jax.data.encode import digest_rows
-
     def digest(name, path, size):
         example = Example("<image>\nWhat?", "x", images=(ImageFile(name, path, size),))
         return digest_rows(
@@ -172,3 +170,9 @@ def test_the_digest_knows_the_images(tokenizer, vision):
 
     assert digest("a", "/a", 3) == digest("a", "/elsewhere/a", 3)
     assert len({digest("a", "/a", 3), digest("b", "/a", 3), digest("a", "/a", 4)}) == 3
+
+
+def test_the_digest_knows_which_row_an_image_is_of(tokenizer, vision):
+    (row,) = encode_all([ASKED], get_template("plain"), tokenizer, 90, vision=vision).rows
+    one, two = (dataclasses.replace(row, images=FILE * n) for n in (1, 2))
+    assert digest_rows([one, two]) != digest_rows([two, one])

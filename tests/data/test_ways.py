@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dora_jax.data.batches import Share
+from dora_jax.data.vision import ImageFile
 from dora_jax.data.ways import make_batches
 from dora_jax.errors import DoraError
 from dora_jax.training.config import DataConfig
@@ -52,3 +53,22 @@ def test_the_config_s_choices_reach_the_batches():
 def test_a_source_without_rows_is_named():
     with pytest.raises(DoraError, match=r"data\.mix: no row of b\.jsonl is left to train on: give"):
         make_batches(mixed((8,)), config(), 4, 0, EOS)
+
+
+def test_of_an_encoder_decoder_rows_with_as_many_images_share_batches():
+    """A batch has places for as many images as its fullest row: another number would be filled."""
+    images = {1: ("a",), 2: ("a", "b"), 3: ("c",), 4: (), 5: ("d", "e"), 6: ("f",), 7: ()}
+    rows = [
+        replace(
+            random_row(n, 3, [2], task="one"),
+            start=7,
+            images=tuple(ImageFile(name, "") for name in names),
+        )
+        for n, names in images.items()
+    ]
+    made = make_batches(rows, DataConfig(), 2, 0, EOS)
+    counts = []
+    for step in range(4):
+        held = [i for numbers in made.held(step, range(2)) for i in numbers]
+        counts.append([len(rows[i].images) for i in held])
+    assert sorted(counts) == [[0, 0], [1], [1, 1], [2, 2]]

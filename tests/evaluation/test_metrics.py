@@ -32,6 +32,14 @@ def test_vqa_by_the_targets_weights_where_there_are_no_people():
 def test_exact_match_is_of_the_words():
     answers = ["she  left", "She left..", "she", "(A) She left."]
     assert score_answers("exact", [row("She left.")] * 4, answers) == (1.0, 1.0, 0.0, 0.0)
+    # Any of several references is as good as the first.
+    several = [row("She left.", "She went.", "Gone")] * 4
+    assert score_answers("exact", several, ["she went", "Gone.", "she left", "he went"]) == (
+        1,
+        1,
+        1,
+        0,
+    )
     # Without references the answer that is trained on is the one that is right.
     assert score_answers("exact", [row(text="No")] * 2, ["no", "yes"]) == (1.0, 0.0)
 
@@ -43,6 +51,8 @@ def test_captions_by_cider_over_all_of_them():
     # The first is its reference, whose n-grams no other image has: cosines of 1, times 10.
     assert found == pytest.approx((10.0, 0.0))
     assert found == cider_d(answers, references).each
+    shares = score_answers("cider_share", [row(*own) for own in references], answers)
+    assert shares == pytest.approx((1.0, 0.0))
 
 
 def test_an_answer_for_each_row():

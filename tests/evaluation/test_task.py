@@ -10,6 +10,7 @@ from dora_jax.data.encode import encode_all
 from dora_jax.data.formats import read_row
 from dora_jax.data.prompts import get_template
 from dora_jax.data.splits import read_examples
+from dora_jax.data.vision import ImageFile
 from dora_jax.errors import DoraError
 from dora_jax.evaluation.exact_match import new_tokens
 from dora_jax.evaluation.first_match import judge
@@ -143,7 +144,7 @@ def test_score_counts_what_is_right_and_reports_all_its_work(tmp_path, options):
     }
     task = load_task(DataConfig(**files, eval_batch_size=2), tokenizer())
     done = []
-    score = task.score(Llama(CONFIG), our_params(hf_weights()), "evaluation", done.append)
+    score = task.score(Llama(CONFIG), our_params(hf_weights()), done.append)
     assert sum(done) == task.tokens("evaluation")
     assert score.accuracy == sum(score.correct) / 5
     assert 0 < score.loss < 3 * math.log(CONFIG.vocab_size)
@@ -163,7 +164,7 @@ def test_exact_match_compares_the_greedy_text(data):
     ]
     asked = [dataclasses.replace(r, text=text) for r, text in zip(rows, texts, strict=True)]
     known = dataclasses.replace(task, rows={**task.rows, "evaluation": tuple(asked)})
-    score = known.score(model, params, "evaluation")
+    score = known.score(model, params)
     assert list(score.correct) == expected
     assert score.other == {}
 
@@ -176,9 +177,9 @@ def test_rows_are_scored_by_every_protocol_that_is_asked_for(data, tmp_path):
     likely = load_task(dataclasses.replace(data([*map(row, range(9))]), eval=asked), tiny)
     task = dataclasses.replace(likely, evaluation=both)
     done = []
-    score = task.score(model, params, "evaluation", done.append)
+    score = task.score(model, params, done.append)
     assert sum(done) == task.tokens("evaluation")
-    assert score.correct == likely.score(model, params, "evaluation").correct
+    assert score.correct == likely.score(model, params).correct
     found = score.other["generate"]
     sampling = Sampling(max_new_tokens=5, num_beams=2)
     rows = task.rows["evaluation"]
@@ -186,12 +187,49 @@ def test_rows_are_scored_by_every_protocol_that_is_asked_for(data, tmp_path):
     judged = [judge(r, text) for r, text in zip(rows, texts, strict=True)]
     assert list(found.correct) == [int(j is True) for j in judged]
     assert found.unanswered == sum(j is None for j in judged)
-    # Of the validation rows nothing but the likelihoods is asked.
-    assert task.score(model, params, "validation").other == {}
     first = dataclasses.replace(task, evaluation=dataclasses.replace(both, protocols=("generate",)))
-    swapped = first.score(model, params, "evaluation")
+    swapped = first.score(model, params)
     assert swapped.correct == found.correct
     assert swapped.unanswered == found.unanswered > score.unanswered == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "metric"),
+    [
+        ({}, "exact_match"),
+        ({"options": ["hello", "wor"], "output": "hello"}, "accuracy"),
+        ({"metric": "cider", "references": ["answer", "an answer"]}, "score"),
+    ],
+)
+def test_nothing_is_written_to_validation_rows(data, tmp_path, monkeypatch, fields, metric):
+    asked = write(tmp_path / "asked.jsonl", [row(n, **fields) for n in range(100, 104)])
+    config = data([row(n, **fields) for n in range(12)], validation_rows=5, eval_batch_size=2)
+    config = dataclasses.replace(config, eval=asked)
+    how = EvaluationConfig(protocols=("generate",), beams=2, new_tokens=4)
+    task = encode_task(read_examples(config), config, tokenizer(), how)
+    assert task.info.metric == metric
+    monkeypatch.setattr("dora_jax.evaluation.task.write_answers", None)
+    done = []
+    found = task.validate(Llama(CONFIG), our_params(hf_weights()), done.append)
+    assert sum(done) == task.tokens("validation")
+    assert found.loss > 0
+    assert (found.accuracy is None) == (metric != "accuracy")
+
+
+@pytest.mark.parametrize(("images", "repeated"), [("ab", 0), ("aa", 1), (("", ""), 1)])
+def test_one_question_about_two_images_is_no_repetition(data, images, repeated):
+    task = load_task(data([row(n) for n in range(10)]), tokenizer())
+    asked = [
+        dataclasses.replace(
+            task.rows["evaluation"][0], images=tuple(ImageFile(name, name) for name in own)
+        )
+        for own in images
+    ]
+    task = dataclasses.replace(task, rows={**task.rows, "evaluation": tuple(asked)})
+    lines = [line for line in task.describe() if "repeat" in line]
+    what = "prompt and images" if images[0] else "prompt"
+    told = f"1 of the rows to evaluate repeat the {what} of another one"
+    assert lines == [told] * repeated
 
 
 def chat(n):
@@ -221,7 +259,7 @@ def test_conversations_are_trained_on_and_scored_by_their_last_answers(tmp_path)
     )
     tokens = sum(len(row.prompt) + len(row.answer) for row in task.rows["train"])
     assert everything.batches(TrainConfig(batch_size=11), 0).batch(0).label_weights.sum() == tokens
-    score = task.score(Llama(CONFIG), our_params(hf_weights()), "evaluation")
+    score = task.score(Llama(CONFIG), our_params(hf_weights()))
     assert len(score.correct) == 5
 
 

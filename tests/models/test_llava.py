@@ -112,6 +112,7 @@ def test_what_was_read_is_written_bit_by_bit(read, name, tmp_path):
     written = json.loads((tmp_path / "out" / "config.json").read_text())
     for field in ("architectures", "model_type", "vision_feature_layer", "image_token_index"):
         assert written[field] == expected[field]
+    assert written["image_seq_length"] == config.image_tokens
 
 
 OLD = {

@@ -178,6 +178,16 @@ def test_a_config_that_cannot_be_is_named(tmp_path, changes, message):
         read_vision_folder(tmp_path / "bad")
 
 
+def test_tensors_that_are_missing_are_named_as_they_are_written_now(tmp_path):
+    import safetensors.numpy
+
+    tensors = write_folder(tmp_path / "part", "clip")
+    del tensors["embeddings.patch_embedding.weight"]
+    safetensors.numpy.save_file(tensors, tmp_path / "part" / "model.safetensors")
+    with pytest.raises(DoraError, match=r"missing: embeddings\.patch_embedding\.weight"):
+        read_vision_folder(tmp_path / "part")
+
+
 def test_a_folder_that_is_none_is_named(tmp_path):
     with pytest.raises(DoraError, match="no such folder"):
         read_vision_folder(tmp_path / "none")

@@ -337,6 +337,10 @@ def test_features_that_do_not_fit_are_refused():
         ask([features, features[:, :5]])
     with pytest.raises(DoraError, match=r"image 1: its boxes have shape \(8, 4\)"):
         ask([(features, boxes[:8])])
+    with pytest.raises(
+        DoraError, match="prompt 2, image 2: its 8 features are no square; the model"
+    ):
+        ask([features, features[:8]])
     with pytest.raises(DoraError, match="grids of 4, 9 features are in one batch"):
         ask([features, features[:4]])
     with pytest.raises(ValueError, match="must be a square grid, got 8"):
@@ -344,6 +348,9 @@ def test_features_that_do_not_fit_are_refused():
     regions = loaded(layout="regions")[0]
     with pytest.raises(ValueError, match=r"9 regions of an image, and the model takes 4"):
         pooled(regions.config, stack_features([[features]], regions.config))
+    many = stack_features([[features] * 3] * 3, model.config)
+    with pytest.raises(ValueError, match=r"3 images .* and the model takes 2 \(max_images\) of 6"):
+        logits(Source(*source()[:2], many))
     narrow = stack_features([[features]] * 3, model.config)
     narrow = narrow._replace(features=narrow.features[..., :5])
     with pytest.raises(ValueError, match=r"1 images of features of size 5, .* of 6 \(feature_size"):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +17,7 @@ from dora_jax.data.vl.captions import (
 from dora_jax.data.vl.clip_questions import read_clip_questions, read_how2qa_csv
 from dora_jax.data.vl.nlvr2 import read_nlvr2
 from dora_jax.data.vl.questions import read_gqa, read_labelled, read_vqa
-from dora_jax.data.vl.row import Task, VLRow
+from dora_jax.data.vl.row import CAPTION_TASKS, TASKS, Task, VLRow
 from dora_jax.data.vl.rows_file import write_rows
 from dora_jax.data.vl.subtitles import NO_SUBTITLES, read_subtitles
 from dora_jax.errors import DoraError
@@ -46,17 +46,49 @@ class Arguments:
     """Of questions about clips: ask about the part that people marked."""
 
 
+_CLIP_QUESTIONS: tuple[Task, ...] = ("tvqa", "how2qa")
+# Which tasks an option is for.
+_OPTION_OF: dict[str, tuple[Task, ...]] = {
+    "use": CAPTION_TASKS,
+    "annotations": ("vqa",),
+    "split": ("caption",),
+    "subtitles": (*_CLIP_QUESTIONS, "tvc", "yc2c"),
+    "localised": _CLIP_QUESTIONS,
+}
+
+
+def _check_options(given: Arguments) -> None:
+    """Refuse what the task would not look at.
+
+    Raises:
+        DoraError: naming the option, and its tasks.
+    """
+    for option in fields(Arguments):
+        tasks = _OPTION_OF.get(option.name, TASKS)
+        if given.task not in tasks and getattr(given, option.name) != option.default:
+            raise DoraError(
+                f"--{option.name} is of {', '.join(tasks)}: leave it out for {given.task}"
+            )
+
+
 def read(given: Arguments) -> Iterator[VLRow]:
     """Return the rows that the arguments ask for.
 
     Raises:
-        DoraError: naming file, line and field of what is not as it should be.
+        DoraError: naming file, line and field of what is not as it should be; or an option that is
+            missing, or that the task has not.
     """
+    _check_options(given)
     task, file, each = given.task, given.file, given.use == "train"
     said = NO_SUBTITLES if given.subtitles is None else read_subtitles(given.subtitles)
     match task:
         case "vqa" if given.annotations is not None:
             return read_vqa(file, given.annotations)
+        case "vqa" if ".jsonl" not in file.suffixes and not starts_with_list(file):
+            raise DoraError(
+                f"{file}: holds no list of questions with their answers: of VQAv2's own questions, "
+                "give the file of people's answers too (--annotations)"
+            )
         case "vqa":
             return read_labelled(file, task)
         case "gqa":
@@ -79,11 +111,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write what the command line asks for, and say how many rows there are."""
     given = tyro.cli(Arguments, args=argv, prog="python -m dora_jax.data.vl")
     try:
-        written = write_rows(given.out, read(given))
+        written = write_rows(given.out, read(given), given.file)
     except DoraError as error:
         raise SystemExit(f"error: {error}") from error
     left = f", {written.unanswered:,} without an answer left out" if written.unanswered else ""
-    print(f"{given.out}: {written.rows:,} rows{left}")
+    alike = f", {written.alike:,} of them with two options alike" if written.alike else ""
+    print(f"{given.out}: {written.rows:,} rows{alike}{left}")
 
 
 if __name__ == "__main__":

@@ -44,10 +44,15 @@ def read_karpathy(path: Path, split: KarpathySplit, *, each_caption: bool) -> It
         each_caption: whether each caption is a row, or each image.
 
     Raises:
-        DoraError: naming the file, row and field; or when no image is of the split.
+        DoraError: naming the file, row and field; when no image is of the split; or for COCO's own
+            file, which has no splits.
     """
     is_any = False
     raw = read_json_object(path, WAY_OUT)
+    if "annotations" in raw:
+        raise DoraError(
+            f"{path}: is of one split already, as COCO's own files are: leave --split out"
+        )
     for where, row in rows_of(value_of(raw, "images", str(path)), path):
         if text_of(row, "split", where) not in _SPLITS[split]:
             continue
@@ -69,9 +74,15 @@ def read_coco_captions(path: Path, *, each_caption: bool) -> Iterator[VLRow]:
         each_caption: whether each caption is a row, or each image that has one.
 
     Raises:
-        DoraError: naming the file, row and field; also for a caption of no image.
+        DoraError: naming the file, row and field; also for a caption of no image, and for
+            Karpathy's file, which is read by split.
     """
     raw = read_json_object(path, WAY_OUT)
+    if "annotations" not in raw and "images" in raw:
+        raise DoraError(
+            f"{path}: has no 'annotations'; of Karpathy's dataset_coco.json, say which images "
+            f"(--split {', '.join(_SPLITS)})"
+        )
     files = {
         number_of(row, "id", where): text_of(row, "file_name", where)
         for where, row in rows_of(value_of(raw, "images", str(path)), f"{path}, 'images'")

@@ -28,9 +28,9 @@ def read_clip_questions(
 ) -> Iterator[VLRow]:
     """Yield questions, a JSON object a line as TVQA and the VALUE benchmark publish them.
 
-    `qid`, `q`, the options `a0`, `a1`, ... (TVQA has five, How2QA four), `answer_idx` (missing in a
-    hidden test), `vid_name` and `ts`. The source lists the options in their order, and what is said
-    in the clip; the target is the right option's text.
+    `qid`, `q`, the options `a0`, `a1`, ... (TVQA has five, How2QA four; two at least), `answer_idx`
+    (missing in a hidden test), `vid_name` and `ts`. The source lists the options in their order,
+    and what is said in the clip; the target is the right option's text.
 
     Args:
         path: the file.
@@ -43,7 +43,7 @@ def read_clip_questions(
         DoraError: naming the file, line and field.
     """
     for where, row in json_rows(path, _SAMPLE):
-        options = [text_of(row, "a0", where)]
+        options = [text_of(row, name, where) for name in ("a0", "a1")]
         while (name := f"a{len(options)}") in row:
             options.append(text_of(row, name, where))
         correct = None

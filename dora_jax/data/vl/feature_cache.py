@@ -7,7 +7,8 @@ numbers. Another maker or other inputs are another folder, so nothing old is tak
     {digest}/journal.jsonl    while it is made: of each part its rows and checksum
     {digest}/index.json       written last, in one step: without it nothing is read
 
-What was interrupted goes on behind the last part that its checksum proves whole.
+What was interrupted goes on behind the last part that its checksum proves whole. What is finished
+is read once when it is opened, and compared with the checksum of all of it.
 """
 
 import contextlib
@@ -17,17 +18,16 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dora_jax.analysis.atomic import write_text
 from dora_jax.data.vl.feature_files import Seen
+from dora_jax.data.vl.feature_index import Dtype, read_index
 from dora_jax.data.vl.growing_array import GrowingArray
 from dora_jax.errors import DoraError
-from dora_jax.json_file import read_json_object
 
-Dtype = Literal["float16", "float32"]
 Make = Callable[[Sequence[str]], Sequence[np.ndarray]]
 ARRAY, JOURNAL, INDEX = "features.bin", "journal.jsonl", "index.json"
 _VERSION = 1
@@ -57,42 +57,37 @@ class CachedFeatures:
     """A finished cache, read only, of which only what is asked for comes into memory.
 
     Args:
-        folder: named by its digest.
+        folder: named by its digest, or a link to such a one.
+        is_proven: whether all of it was compared with the checksum already; else it is now.
 
     Raises:
-        DoraError: when it is not finished, or its files do not go together.
+        DoraError: when it is not finished, its files do not go together, or a bit changed.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, is_proven: bool = False):
         self.folder = Path(folder)
         self._again = f"delete {self.folder} to have it made again"
-        index = read_json_object(self.folder / INDEX, self._again)
-        try:
-            self._sha256, self.made_by = str(index["sha256"]), dict(index["made_by"])
-            self._places: dict[str, tuple[int, int]] = {
-                name: (int(start), int(count)) for name, (start, count) in index["places"].items()
-            }
-            self._shape = (sum(n for _, n in self._places.values()), int(index["size"]))
-            dtype = np.dtype(self.made_by["dtype"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DoraError(
-                f"{self.folder / INDEX}: is not an index ({error!r}); {self._again}"
-            ) from None
+        index = read_index(self.folder / INDEX, self._again)
+        self.made_by, self._places, self._sha256 = index.made_by, index.places, index.sha256
         self._path = self.folder / ARRAY
+        needed = index.rows * index.size * index.dtype.itemsize
         try:
-            self._rows = np.memmap(self._path, dtype, "r", shape=self._shape)
             held = self._path.stat().st_size
-        except (OSError, ValueError) as error:
+            if held != needed:
+                raise DoraError(
+                    f"{self._path}: holds {held:,} bytes, and its index says {needed:,}; "
+                    f"{self._again}"
+                )
+            shape = (index.rows, index.size)
+            self._rows = np.memmap(self._path, index.dtype, "r", shape=shape)
+        except OSError as error:
             raise DoraError(f"{self._path}: cannot be mapped ({error}); {self._again}") from error
-        if held != self._rows.nbytes:
-            raise DoraError(
-                f"{self._path}: holds {held:,} bytes, and its index says {self._rows.nbytes:,}; "
-                f"{self._again}"
-            )
+        if not is_proven:
+            self.verify()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Mapped again by another process, rather than copied to it.
-        return CachedFeatures, (self.folder,)
+        return CachedFeatures, (self.folder, True)
 
     @property
     def path(self) -> Path:
@@ -120,18 +115,28 @@ class CachedFeatures:
         return Seen(self._rows[start : start + count])
 
     def verify(self) -> None:
-        """Read everything, and compare with the checksums.
+        """Read everything, and compare with the checksums, as when it was opened.
 
         Raises:
             DoraError: when a bit changed, of the features or of what made them.
         """
         digest = _digest(self.made_by)
-        names = MadeBy({}, {}).record(self.names)["names_sha256"]
-        if digest != self.folder.name or names != self.made_by.get("names_sha256"):
-            raise DoraError(f"{self.folder / INDEX}: is not what it was; {self._again}")
-        with open(self._path, "rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != self._sha256:
-                raise DoraError(f"{self._path}: is not what it was; {self._again}")
+        if digest != self.folder.resolve().name:
+            raise DoraError(
+                f"{self.folder / INDEX}: is of a cache called {digest}: give its folder that name "
+                f"again (a link to it may have any), or {self._again}"
+            )
+        if MadeBy({}, {}).record(self.names)["names_sha256"] != self.made_by.get("names_sha256"):
+            raise DoraError(
+                f"{self.folder / INDEX}: 'places' does not name what it was made of; {self._again}"
+            )
+        try:
+            with open(self._path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DoraError(f"{self._path}: cannot be read ({error}); {self._again}") from error
+        if found != self._sha256:
+            raise DoraError(f"{self._path}: is not what it was; {self._again}")
 
 
 def cached_features(

@@ -4,6 +4,7 @@ Whatever gives features by name is a `Features`: these files, and the cache of `
 """
 
 import itertools
+import math
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ import numpy as np
 
 from dora_jax.errors import DoraError
 
+_WAY_OUT = "write the file as docs/vl_data.md has it"
 _EXTRA = "pip install 'dora-jax[features]'"
 _FIELD = "features"
 _ENDINGS = (".npz", ".npy")
@@ -106,11 +108,11 @@ class H5Features:
             raise DoraError(f"{path}: has no features of {name!r} (it has {_first(file)})")
         where, entry = f"{path}, {name!r}", file[name]
         try:
-            if not hasattr(entry, "keys"):
-                return Seen(checked(entry[()], self._size, where))
+            if not _is_group(entry):
+                return Seen(checked(_numbers(entry, where), self._size, where))
             if _FIELD not in entry:
                 raise DoraError(f"{where}: has no {_FIELD!r} (it has {_first(entry)})")
-            features = checked(entry[_FIELD][()], self._size, where)
+            features = checked(_field(entry, _FIELD, where), self._size, where)
             boxes = _shares(entry, len(features), where) if "boxes" in entry else None
         except OSError as error:
             raise DoraError(f"{where}: cannot be read ({error}); fetch the file again") from error
@@ -132,6 +134,43 @@ def _opened(path: Path) -> Any:
         raise DoraError(f"{path}: is no HDF5 file that can be read ({error})") from error
 
 
+def _is_group(entry: Any) -> bool:
+    return hasattr(entry, "keys")
+
+
+def _field(entry: Any, name: str, where: str) -> np.ndarray:
+    """Return the numbers of a dataset in an image's group."""
+    return _numbers(entry[name], f"{where}, {name!r}")
+
+
+def _numbers(entry: Any, where: str) -> np.ndarray:
+    """Return a dataset's numbers.
+
+    Raises:
+        DoraError: for a group, or a dataset of texts or of nothing.
+    """
+    if _is_group(entry):
+        raise DoraError(
+            f"{where}: must be a dataset of numbers, and is a group of {_first(entry)}; {_WAY_OUT}"
+        )
+    found = np.asarray(entry[()])
+    if found.dtype.kind not in "iuf":
+        what = "is empty" if entry.shape is None else f"is of type {entry.dtype}"
+        raise DoraError(f"{where}: must be a dataset of numbers, and {what}; {_WAY_OUT}")
+    return found
+
+
+def _pixels(entry: Any, name: str, where: str) -> float:
+    """Return an image's width or height."""
+    found = _field(entry, name, where)
+    if found.size != 1 or not 0 < found.item() < math.inf:
+        raise DoraError(
+            f"{where}: {name!r} must be one number of pixels, more than 0; got "
+            f"{found.tolist()!r:.80}; {_WAY_OUT}"
+        )
+    return float(found.item())
+
+
 def _first(entries: Any) -> str:
     """Return the first names of a file or a group, of which there may be many."""
     shown = list(itertools.islice(entries, 3))
@@ -140,11 +179,11 @@ def _first(entries: Any) -> str:
 
 def _shares(entry: Any, count: int, where: str) -> np.ndarray:
     """Return boxes (left, right, top, bottom) as shares of the image."""
-    boxes: np.ndarray = np.asarray(entry["boxes"][()], np.float32)
+    boxes = _field(entry, "boxes", where).astype(np.float32)
     if boxes.shape != (count, 4):
         raise DoraError(f"{where}: its boxes have shape {boxes.shape}, and its features {count}")
     if "img_w" in entry and "img_h" in entry:
-        width, height = (float(np.asarray(entry[n][()]).item()) for n in ("img_w", "img_h"))
+        width, height = (_pixels(entry, name, where) for name in ("img_w", "img_h"))
         boxes = np.divide(boxes, [width, height, width, height], dtype=np.float32)
     # A little over 1 is rounding; boxes in pixels are far off.
     if not (boxes.min(initial=0) >= -0.01 and boxes.max(initial=0) <= 1.01):
@@ -153,13 +192,19 @@ def _shares(entry: Any, count: int, where: str) -> np.ndarray:
             f"'img_h' beside them; they are from {boxes.min():g} to {boxes.max():g}"
         )
     left, top, right, bottom = boxes.T
+    if (turned := (left > right) | (top > bottom)).any():
+        number = int(turned.argmax())
+        raise DoraError(
+            f"{where}: its boxes must be (left, top, right, bottom); number {number + 1} is "
+            f"{boxes[number].tolist()}, and ends before it begins; {_WAY_OUT}"
+        )
     return np.stack([left, right, top, bottom], axis=-1)
 
 
 class NumpyFeatures:
     """Features of clips in a folder, `{name}.npz` with an array `features`, or `{name}.npy`.
 
-    As the VALUE benchmark publishes them, a row a second and a half or the like. Files with Python
+    As the VALUE benchmark publishes them, a row for each second and a half. Files with Python
     objects in them are refused.
 
     Args:

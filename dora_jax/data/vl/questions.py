@@ -5,19 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from dora_jax.data.fields import (
-    WAY_OUT,
-    id_of,
-    number_of,
-    people_of,
-    rows_of,
-    text_of,
-    value_of,
-    wrong,
-)
+from dora_jax.data.fields import WAY_OUT, id_of, text_of, wrong
 from dora_jax.data.jsonl import json_rows
 from dora_jax.data.vl.row import VLRow
-from dora_jax.errors import DoraError
+from dora_jax.data.vqa_files import read_vqa_files
 from dora_jax.evaluation.benchmarks.normalise import normalise
 from dora_jax.evaluation.benchmarks.soft_accuracy import soft_accuracy
 from dora_jax.json_file import read_json_object
@@ -29,7 +20,7 @@ _SAMPLE = (
 
 
 def read_vqa(questions: Path, annotations: Path | None = None) -> Iterator[VLRow]:
-    """Yield VQAv2's rows from `v2_OpenEnded_*_questions.json` and `v2_mscoco_*_annotations.json`.
+    """Yield VQAv2's rows from its files of questions and answers.
 
     An image is called `COCO_{split}_{12 digits}`, as published features call it. Targets are
     people's answers as VQA's evaluation normalises them, each weighted by its soft accuracy;
@@ -40,36 +31,20 @@ def read_vqa(questions: Path, annotations: Path | None = None) -> Iterator[VLRow
         annotations: the file of answers; None for a test split, whose rows have no targets.
 
     Raises:
-        DoraError: naming the file, row and field; also when the two are of different splits.
+        DoraError: see `read_vqa_files`.
     """
-    raw = read_json_object(questions, WAY_OUT)
-    # The questions of test-dev are about test's images.
-    split = text_of(raw, "data_subtype", str(questions)).replace("-dev", "")
-    answered = {} if annotations is None else _people(annotations)
-    for where, row in rows_of(value_of(raw, "questions", str(questions)), questions):
-        asked, image = id_of(row, "question_id", where), number_of(row, "image_id", where)
-        if annotations is not None and asked not in answered:
-            raise DoraError(
-                f"{annotations}: has no answers to question {asked} of {questions}; give both "
-                "files of one split"
-            )
-        people = answered.get(asked, ())
-        label = _soft_scores(people)
+    for asked in read_vqa_files(questions, annotations):
+        label = _soft_scores(asked.people)
         yield VLRow(
             "vqa",
-            asked,
-            text_of(row, "question", where),
+            asked.id,
+            asked.text,
             tuple(label),
             tuple(label.values()),
-            references=people,
-            visuals=(f"COCO_{split}_{image:012d}",),
-            where=where,
+            references=asked.people,
+            visuals=(asked.image,),
+            where=asked.where,
         )
-
-
-def _people(path: Path) -> dict[str, tuple[str, ...]]:
-    rows = rows_of(value_of(read_json_object(path, WAY_OUT), "annotations", str(path)), path)
-    return {id_of(row, "question_id", where): people_of(row, where) for where, row in rows}
 
 
 def _soft_scores(people: tuple[str, ...]) -> dict[str, float]:

@@ -9,38 +9,50 @@ from dora_jax.analysis.atomic import write_text
 from dora_jax.data.examples import Metric
 from dora_jax.data.vl.row import CAPTION_TASKS, VLRow, source_text
 from dora_jax.errors import DoraError
+from dora_jax.evaluation.metrics import plain_words
 
 
 class Written(NamedTuple):
-    """How many rows were written, and how many have no answer and were left out."""
+    """What became of rows.
+
+    Attributes:
+        rows: that were written.
+        unanswered: that have no answer and were left out.
+        alike: of those written, that have two options of the same words: where one of them is
+            right, both are, since answers are judged by their words.
+    """
 
     rows: int
     unanswered: int
+    alike: int = 0
 
 
-def write_rows(path: Path, rows: Iterable[VLRow]) -> Written:
+def write_rows(path: Path, rows: Iterable[VLRow], source: Path | None = None) -> Written:
     """Write rows in the data's own format, see `record`.
 
     Args:
         path: the file to write, whole or not at all.
         rows: of one or several tasks; those without a target, as of a hidden test, are left out.
+        source: the file that they are read from, where there is one; named in errors.
 
     Raises:
-        DoraError: when no row has a target, or the file cannot be written.
+        DoraError: when there are no rows, or none has a target; or the file cannot be written.
     """
-    lines, unanswered = [], 0
+    lines, unanswered, alike = [], 0, 0
     for row in rows:
         if row.targets:
             lines.append(json.dumps(record(row), ensure_ascii=False) + "\n")
+            alike += len(set(map(plain_words, row.options))) < len(row.options)
         else:
             unanswered += 1
     if not lines:
+        what = f"none of {unanswered} rows has an answer" if unanswered else "there are no rows"
         raise DoraError(
-            f"{path}: there is nothing to write: none of {unanswered} rows has an answer; give the "
-            "file that holds them"
+            f"{source or path}: {what}, so that there is nothing to write; give a file that holds "
+            "rows with their answers"
         )
     write_text(path, "".join(lines))
-    return Written(len(lines), unanswered)
+    return Written(len(lines), unanswered, alike)
 
 
 def record(row: VLRow) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dora_jax.data.fields import rows_of, text_of, value_of, wrong
 from dora_jax.data.jsonl import json_rows
+from dora_jax.errors import DoraError
 
 _SAMPLE = '{"vid_name": "friends_s01", "sub": [{"text": "Hi.", "start": 0.8, "end": 1.9}]}'
 Span = tuple[float, float]
@@ -50,11 +51,13 @@ def read_subtitles(path: Path) -> Subtitles:
     `end` in seconds.
 
     Raises:
-        DoraError: naming the file, line and field.
+        DoraError: naming the file, line and field; also for a clip that is there twice.
     """
     by_clip: dict[str, list[Said]] = {}
     for where, row in json_rows(path, _SAMPLE):
         clip = text_of(row, "vid_name", where)
+        if clip in by_clip:
+            raise DoraError(f"{where}: has clip {clip!r} again; keep one row of each")
         lines = value_of(row, "sub", where)
         # A clip in which nobody speaks.
         given = rows_of(lines, f"{where}, 'sub'") if lines != [] else ()

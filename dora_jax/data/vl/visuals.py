@@ -11,6 +11,7 @@ from jaxtyping import Int
 from dora_jax.data.features import check_features, stack_features
 from dora_jax.data.vision import ImageFile
 from dora_jax.data.vl.feature_files import Features, Seen
+from dora_jax.errors import DoraError
 from dora_jax.models.source import Visual
 from dora_jax.models.vlbart import VLBartConfig
 
@@ -22,8 +23,8 @@ class FeatureVision:
     Attributes:
         features: of all images.
         config: the model's shape.
-        seconds: that one feature of a clip stands for, so that its part can be cut out; None gives
-            the whole clip.
+        seconds: that one feature of a clip stands for, by which its part is cut out; may be None
+            where no row is about a part.
     """
 
     features: Features
@@ -43,10 +44,16 @@ class FeatureVision:
         Raises:
             DoraError: naming the image, for what is missing or does not fit the model.
         """
+        where = f"{self.features.path}, {image.name!r}"
         seen = self.features.get(image.name)
         if self.config.layout == "frames":
-            seen = _of_places(seen, self._frames(image, len(seen.features)))
-        check_features([seen], self.config, f"{self.features.path}, {image.name!r}")
+            seen = _of_places(seen, self._frames(image, len(seen.features), where))
+        elif image.span is not None:
+            raise DoraError(
+                f"{where}: a row is about a part of it ('span'), and the model reads "
+                f"{self.config.layout}, not frames: name a model of clips, or take 'span' out"
+            )
+        check_features([seen], self.config, where)
         return seen
 
     def stack(self, rows: Sequence[Sequence[Any]], images: int) -> Visual:
@@ -55,10 +62,15 @@ class FeatureVision:
         assert visual is not None, "a batch has places for images where a row has one"
         return visual
 
-    def _frames(self, image: ImageFile, total: int) -> Int[np.ndarray, "n"]:
+    def _frames(self, image: ImageFile, total: int, where: str) -> Int[np.ndarray, "n"]:
         """Return which frames of a clip the model is given."""
         places = np.arange(total)
-        if image.span is not None and self.seconds is not None:
+        if image.span is not None:
+            if self.seconds is None:
+                raise DoraError(
+                    f"{where}: a row is about a part of it ('span'): say how many seconds one of "
+                    "its features stands for (data.frame_seconds)"
+                )
             start, end = image.span
             first = min(int(start // self.seconds), total - 1)
             places = places[first : max(first + 1, math.ceil(end / self.seconds))]

@@ -1,8 +1,4 @@
-"""VQAv2 (Goyal et al. 2017): open questions about COCO's images, ten answers each.
-
-Published as `v2_OpenEnded_mscoco_*_questions.json` and, but for the test splits,
-`v2_mscoco_*_annotations.json`.
-"""
+"""VQAv2 (Goyal et al. 2017): open questions about COCO's images, ten answers each."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,27 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from dora_jax.analysis.atomic import write_text
-from dora_jax.data.fields import (
-    WAY_OUT,
-    id_of,
-    number_of,
-    people_of,
-    rows_of,
-    text_of,
-    value_of,
-)
-from dora_jax.errors import DoraError
-from dora_jax.evaluation.benchmarks.answers import (
-    Report,
-    Unmatched,
-    check_questions,
-    mark,
-    unmatched,
-)
+from dora_jax.data.vqa_files import read_vqa_files
+from dora_jax.evaluation.benchmarks.answers import Report, Unmatched, mark, unmatched
 from dora_jax.evaluation.benchmarks.normalise import evalai, normalise, single_line
 from dora_jax.evaluation.benchmarks.question import Question, short_prompt
 from dora_jax.evaluation.benchmarks.soft_accuracy import soft_accuracy
-from dora_jax.json_file import read_json_object
 
 
 def read(questions: Path, images: Path, annotations: Path | None = None) -> list[Question]:
@@ -42,48 +22,18 @@ def read(questions: Path, images: Path, annotations: Path | None = None) -> list
         annotations: the file of answers; None for a test split.
 
     Raises:
-        DoraError: naming the file, row and field; also when the two are of different splits.
+        DoraError: see `read_vqa_files`.
     """
-    raw = read_json_object(questions, WAY_OUT)
-    # The questions of test-dev are about test's images.
-    split = text_of(raw, "data_subtype", str(questions)).replace("-dev", "")
-    answered = {} if annotations is None else _annotations(annotations)
-    found = []
-    for where, row in rows_of(value_of(raw, "questions", str(questions)), questions):
-        asked, image = id_of(row, "question_id", where), number_of(row, "image_id", where)
-        if annotations is not None and asked not in answered:
-            raise DoraError(
-                f"{annotations}: has no answers to question {asked} of {questions}; give both "
-                "files of one split"
-            )
-        references, groups = answered.pop(asked, ((), {}))
-        found.append(
-            Question(
-                id=asked,
-                image=images / f"COCO_{split}_{image:012d}.jpg",
-                prompt=short_prompt(text_of(row, "question", where)),
-                references=references,
-                groups=groups,
-            )
+    return [
+        Question(
+            id=asked.id,
+            image=images / f"{asked.image}.jpg",
+            prompt=short_prompt(asked.text),
+            references=asked.people,
+            groups=asked.groups,
         )
-    check_questions(found, questions)
-    if answered:
-        raise DoraError(
-            f"{questions}: has no question {next(iter(answered))}, which {annotations} answers; "
-            "give both files of one split"
-        )
-    return found
-
-
-def _annotations(path: Path) -> dict[str, tuple[tuple[str, ...], dict[str, str]]]:
-    rows = rows_of(value_of(read_json_object(path, WAY_OUT), "annotations", str(path)), path)
-    return {
-        id_of(row, "question_id", where): (
-            people_of(row, where),
-            {name: text_of(row, name, where) for name in ("answer_type", "question_type")},
-        )
-        for where, row in rows
-    }
+        for asked in read_vqa_files(questions, annotations, ("answer_type", "question_type"))
+    ]
 
 
 def score(questions: Sequence[Question], answers: Mapping[str, str]) -> Report:

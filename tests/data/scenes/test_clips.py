@@ -14,6 +14,7 @@ from scipy import stats
 pytest.importorskip("sklearn", reason="the scenes extra is not installed")
 
 from dora_jax.data.scenes import digits
+from dora_jax.data.scenes.clips import EFFECTS, draw_clip
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, ClipKind
 from dora_jax.data.scenes.render import render
 from dora_jax.data.scenes.rows import row
@@ -329,3 +330,31 @@ def test_a_family_too_small_for_a_cast_is_refused():
     small = replace(FAMILY_A, colours=("red", "blue"), digits=False, kinds=("count",))
     with pytest.raises(DoraError, match=r"clips need 12 pairs .* make 10: add some"):
         row("clip-questions", small, "train", 0)
+
+
+def in_lane(scene, hitter):
+    """Return who hits, and who else is in the same lane, if anyone."""
+    (own,) = [o for o in scene.objects if called(o) == called(hitter)]
+    others = [o for o in scene.objects if o.y == own.y and o is not own]
+    return own, next(iter(others), None)
+
+
+def test_what_comes_of_a_hit_is_seen_after_the_contact_and_not_before():
+    seen = Counter()
+    for seed in range(30):
+        clip = draw_clip(FAMILY_B, "train", "collision", np.random.default_rng(seed))
+        for event in clip.events:
+            hitter, target = clip.cast[event.actor], clip.cast[event.other]
+            frames = [in_lane(scene, hitter) for scene in clip.scenes]
+            before, after = frames[: event.frame], frames[event.frame][1]
+            place = before[0][1].x
+            assert {(called(o), o.x) for _, o in before} == {(called(target), place)}
+            distances = [abs(own.x - place) for own, _ in before]
+            touching = hitter.radius + target.radius
+            # They touch in the last frame that does not yet show what comes of it.
+            assert distances[-1] == pytest.approx(touching)
+            assert min(distances[:-1]) > touching + 0.01
+            changed = after is None or (called(after), after.x) != (called(target), place)
+            assert changed == (event.effect != "nothing")
+            seen[event.effect] += 1
+    assert seen.keys() == set(EFFECTS)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dora_jax.data.vl.feature_cache import CachedFeatures, MadeBy, cached_features
+from dora_jax.data.vl.store import open_features
 from dora_jax.errors import DoraError
 
 NAMES = tuple(f"image {n}" for n in range(7))
@@ -154,29 +155,95 @@ def test_several_that_ask_at_once_wait_for_one(tmp_path):
     assert len(found) == 3
 
 
-def test_verify_finds_a_changed_bit(tmp_path):
+def rewrite(folder, **changes):
+    """Change fields of an index."""
+    path = folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_changed_bit_is_found_on_opening_and_by_verify(tmp_path):
     cached = cached_features(tmp_path, BY, NAMES, Maker())
+    copied = pickle.dumps(cached)
     change_array(cached.folder)
-    with pytest.raises(DoraError, match=r"features\.bin: is not what it was; delete"):
-        CachedFeatures(cached.folder).verify()
-    index = json.loads((cached.folder / "index.json").read_text())
-    index["made_by"]["inputs"]["seed"] = 1
-    (cached.folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DoraError, match=r"index\.json: is not what it was"):
-        CachedFeatures(cached.folder).verify()
+    message = r"features\.bin: is not what it was; delete .* to have it made again"
+    for read in (
+        lambda: CachedFeatures(cached.folder),
+        lambda: open_features(cached.folder),
+        lambda: cached_features(tmp_path, BY, NAMES, Maker()),
+        cached.verify,
+    ):
+        with pytest.raises(DoraError, match=message):
+            read()
+    # Another process maps what this one has read already.
+    assert pickle.loads(copied).names == NAMES
+
+
+def test_a_cache_keeps_its_name_and_a_link_to_it_may_have_any(tmp_path):
+    folder = cached_features(tmp_path, BY, NAMES, Maker()).folder
+    (tmp_path / "features").symlink_to(folder)
+    check(CachedFeatures(tmp_path / "features"))
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(DoraError, match=rf"of a cache called {folder.name}: give its folder that"):
+        CachedFeatures(moved)
+    moved.rename(folder)
+    by = json.loads((folder / "index.json").read_text())["made_by"]
+    rewrite(folder, made_by=by | {"inputs": {"seed": 1}})
+    with pytest.raises(DoraError, match=r"index\.json: is of a cache called"):
+        CachedFeatures(folder)
 
 
 def test_a_finished_cache_that_was_cut_is_refused(tmp_path):
     cached = cached_features(tmp_path, BY, NAMES, Maker())
     grow_array(cached.folder)
-    with pytest.raises(DoraError, match=r"features\.bin: holds .* bytes, and its index says"):
-        CachedFeatures(cached.folder)
-    (cached.folder / "features.bin").write_bytes(b"")
+    for content in ((cached.folder / "features.bin").read_bytes(), b""):
+        (cached.folder / "features.bin").write_bytes(content)
+        with pytest.raises(DoraError, match=r"features\.bin: holds .* bytes, and its index says"):
+            CachedFeatures(cached.folder)
+    (cached.folder / "features.bin").unlink()
     with pytest.raises(DoraError, match=r"features\.bin: cannot be mapped"):
         CachedFeatures(cached.folder)
-    (cached.folder / "index.json").write_text("{}")
-    with pytest.raises(DoraError, match=r"index\.json: is not an index"):
-        CachedFeatures(cached.folder)
+
+
+# Where the rows of the seven images are, of 1, 2, 3, 1, 2, 3 and 1 rows.
+_ROWS = ([0, 1], [1, 2], [3, 3], [6, 1], [7, 2], [9, 3], [12, 1])
+PLACES = dict(zip(NAMES, _ROWS, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": -4}, "'size' must be a whole number, from 1; got -4"),
+        ({"size": 4.0}, "'size' must be a whole number"),
+        ({"size": None}, "'size' must be a whole number, from 1; got None"),
+        ({"size": True}, "'size' must be a whole number"),
+        ({"sha256": "zz"}, "'sha256' must be 64 hexadecimal digits; got 'zz'"),
+        ({"sha256": 7}, "'sha256' must be 64 hexadecimal digits"),
+        ({"made_by": []}, r"'made_by' must be an object; got \[\]"),
+        ({"made_by": {"dtype": "int8"}}, "'made_by.dtype' must be float16 or float32; got 'int8'"),
+        ({"places": {}}, "'places' must be an object, not empty"),
+        ({"places": [[0, 1]]}, "'places' must be an object, not empty"),
+        (
+            {"places": PLACES | {NAMES[0]: [-1, 2]}},
+            "'places' of 'image 0' must be its first row, 0",
+        ),
+        ({"places": PLACES | {NAMES[1]: [1, 0]}}, r"'image 1' .* from 1; got \[1, 0\]"),
+        (
+            {"places": PLACES | {NAMES[2]: [2, 4]}},
+            r"'image 2' must be its first row, 3, .* \[2, 4\]",
+        ),
+        ({"places": PLACES | {NAMES[3]: [6.0, 1]}}, "'image 3' must be its first row, 6"),
+        ({"places": PLACES | {NAMES[4]: 7}}, "'image 4' must be its first row, 7"),
+        # Outside the file.
+        ({"places": PLACES | {NAMES[6]: [12, 2]}}, r"features\.bin: holds 208 bytes, .* says 224"),
+        ({"places": dict(zip("abcdefg", PLACES.values(), strict=True))}, "'places' does not name"),
+    ],
+)
+def test_an_index_is_checked_field_by_field(tmp_path, changes, message):
+    folder = cached_features(tmp_path, BY, NAMES, Maker()).folder
+    assert json.loads((folder / "index.json").read_text())["places"] == PLACES
+    rewrite(folder, **changes)
+    with pytest.raises(DoraError, match=rf"{message}.*; delete .* to have it made again"):
+        CachedFeatures(folder)
 
 
 def test_what_cannot_be_kept_is_named(tmp_path):

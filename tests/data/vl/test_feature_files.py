@@ -32,8 +32,30 @@ def path(tmp_path):
         file["grid/features"] = GRID
         file["pixels/features"] = REGIONS
         file["pixels/boxes"] = PIXELS
+        file["outside/features"] = REGIONS
+        file["outside/boxes"] = PIXELS / [200, 100, 200, 100] - [0.1, 0, 0, 0]
         file["odd/features"] = REGIONS
         file["odd/boxes"] = PIXELS[:2]
+        file["turned/features"] = REGIONS
+        file["turned/boxes"] = np.array([[0, 0, 1, 1], [0.5, 0, 0.4, 1], [0, 0, 0, 0]])
+        file["upside down/features"] = REGIONS
+        file["upside down/boxes"] = np.array([[0, 1, 1, 0]] * 3, np.float32)
+        file["text"] = "features"
+        file["texts"] = ["a", "b", "c"]
+        file["nothing"] = h5py.Empty("f")
+        file["group/features/0"] = REGIONS
+        file["named/features"] = REGIONS
+        file["named/boxes"] = [["a", "b", "c", "d"]] * 3
+        file["boxed/features"] = REGIONS
+        file["boxed/boxes/0"] = PIXELS
+        for name, width in (
+            ("two", [200, 200]),
+            ("flat", 0),
+            ("endless", np.inf),
+            ("word", "wide"),
+        ):
+            file[f"{name}/features"], file[f"{name}/boxes"] = REGIONS, PIXELS
+            file[f"{name}/img_w"], file[f"{name}/img_h"] = width, 100
         file["bare/obj_id"] = np.zeros(3)
         file["whole"] = np.zeros((3, 5), np.int32)
         file["nan"] = REGIONS * np.nan
@@ -68,15 +90,33 @@ def test_a_file_an_image(tmp_path):
         features.get("n24")
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("none", 5, r"features\.h5: has no features of 'none' \(it has 'bare', 'grid', 'nan', "),
+        (
+            "none",
+            5,
+            r"features\.h5: has no features of 'none' \(it has 'bare', 'boxed', .*, \.\.\.\)",
+        ),
         ("plain", 6, r"'plain': its features have shape \(3, 5\); the model takes \(any num.* 6\)"),
         ("grid", 6, r"'grid': its features have shape \(2, 2, 5\); the model takes"),
         ("pixels", 5, r"'pixels': its boxes must lie in the image: .* they are from 0 to 200"),
+        ("outside", 5, "'outside': its boxes must lie in the image: .* they are from -0.1 to 1"),
         ("odd", 5, r"'odd': its boxes have shape \(2, 4\), and its features 3"),
         ("bare", 5, r"'bare': has no 'features' \(it has 'obj_id'\)"),
+        ("turned", 5, r"'turned': its boxes must be .* number 2 is \[0.5, 0.0, 0.4\d*, 1.0\], and"),
+        ("upside down", 5, r"its boxes must be .* number 1 is \[0.0, 1.0, 1.0, 0.0\], and ends"),
+        ("text", 5, "'text': must be a dataset of numbers, and is of type object; write the file"),
+        ("texts", 5, "'texts': must be a dataset of numbers, and is of type object"),
+        ("nothing", 5, "'nothing': must be a dataset of numbers, and is empty; write the file as"),
+        ("group", 5, "'group', 'features': must be a dataset .*, and is a group of '0'; write"),
+        ("named", 5, "'named', 'boxes': must be a dataset of numbers, and is of type object"),
+        ("boxed", 5, "'boxed', 'boxes': must be a dataset of numbers, and is a group of '0'"),
+        ("two", 5, r"'two': 'img_w' must be one number of pixels, .*; got \[200, 200\]; write"),
+        ("flat", 5, "'flat': 'img_w' must be one number of pixels, more than 0; got 0; write"),
+        ("endless", 5, "'endless': 'img_w' must be one number of pixels, more than 0; got inf"),
+        ("word", 5, "'word', 'img_w': must be a dataset of numbers, and is of type object"),
         ("whole", 5, "'whole': its features must be finite floating-point numbers"),
         ("nan", 5, "'nan': its features must be finite"),
     ],

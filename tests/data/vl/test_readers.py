@@ -36,6 +36,14 @@ def test_vqa_of_two_splits_is_refused(tmp_path):
     answered = write(tmp_path / "a.json", less)
     with pytest.raises(DoraError, match=r"a\.json: has no answers to question 421 of .*q\.json"):
         list(read_vqa(asked, answered))
+    fewer = {**files.QUESTIONS, "questions": files.QUESTIONS["questions"][:1]}
+    write(tmp_path / "q.json", fewer)
+    write(tmp_path / "a.json", files.ANNOTATIONS)
+    with pytest.raises(DoraError, match=r"q\.json: has no question 421, which .*a\.json answers"):
+        list(read_vqa(asked, answered))
+    write(tmp_path / "q.json", {**fewer, "questions": 2 * fewer["questions"]})
+    with pytest.raises(DoraError, match=r"q\.json: has question '420' twice"):
+        list(read_vqa(asked, answered))
 
 
 @pytest.mark.parametrize("task", ["vqa", "gqa"])
@@ -146,6 +154,10 @@ def test_tvqa_lists_its_options_and_what_is_said(tmp_path):
     whole, _ = read_clip_questions(path, "tvqa", said)
     assert whole.source.endswith("Subtitles: Ann : Hi. Ben : Ho. Ann : Bye. Ben : Bye.")
     assert whole.span is None
+    alone = {name: value for name, value in files.TVQA[1].items() if name != "a1"}
+    one = write(tmp_path / "one.jsonl", [alone])
+    with pytest.raises(DoraError, match=r"one\.jsonl, line 1: has no field 'a1'"):
+        list(read_clip_questions(one, "tvqa"))
     wrong = write(tmp_path / "wrong.jsonl", [{**files.TVQA[0], "answer_idx": 5}])
     with pytest.raises(DoraError, match="line 1: 'answer_idx' must be below 5; got 5"):
         list(read_clip_questions(wrong, "tvqa"))
@@ -219,6 +231,9 @@ def test_broken_lines_are_named(tmp_path):
     path = tmp_path / "sub.jsonl"
     path.write_text('{"vid_name": "a", "sub": []}\n{"vid_name" "b"}\n')
     with pytest.raises(DoraError, match=r"sub\.jsonl, line 2, column 13: is not JSON"):
+        read_subtitles(path)
+    write(path, [{"vid_name": "a", "sub": []}, {"vid_name": "b", "sub": []}] * 2)
+    with pytest.raises(DoraError, match=r"sub\.jsonl, line 3: has clip 'a' again; keep one row"):
         read_subtitles(path)
     write(path, [{"vid_name": "a", "sub": [{"text": "x", "start": "0", "end": 1}]}])
     with pytest.raises(DoraError, match="line 1, 'sub', row 1: 'start' must be a number of sec"):

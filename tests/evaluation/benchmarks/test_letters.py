@@ -40,6 +40,7 @@ def test_the_letter_of_scienceqa(text, letter):
         ("The answer is D.", "D"),
         ("A", "A"),
         ("A.", "A"),
+        ("Answer is A", "A"),
         ("A good long answer", None),
         ("A or B", None),
         ("E", None),  # no option

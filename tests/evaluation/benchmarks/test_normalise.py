@@ -57,6 +57,7 @@ def test_contractions(text, expected):
         ("x-y- z", "xy z"),
         ("x-y -z", "xy z"),
         ("a-b - c-d", "ab cd"),  # of that kind once beside a space: all of them go
+        ("x;-y-z", "x y z"),  # beside a space in the text itself, not in what became of it
         ("x[1]{2}(3)", "x 1 2 3"),
         ('"quoted"', "quoted"),
         ("a_b=c+d\\e<f>g@h`i?j!k;l", "b c d e f g h i j k l"),

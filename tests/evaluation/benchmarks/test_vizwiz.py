@@ -10,7 +10,7 @@ ROWS = [
     {
         "image": "VizWiz_val_00000000.jpg",
         "question": "What is this? And what Color is it?",
-        "answers": vqa_answers("can't tell", "two", "2", "unanswerable"),
+        "answers": vqa_answers("can't tell", "two", "2", "dog's", "unanswerable"),
         "answer_type": "unanswerable",
         "answerable": 0,
     },
@@ -44,10 +44,11 @@ def test_questions_are_asked_as_llava_asks_them(tmp_path):
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        ("Unanswerable.", 100),  # seven of ten
+        ("Unanswerable.", 100),  # six of ten
         ("the two", 30),  # becomes "2", which one person said; "two" stays as it stands
         ("can't tell", 30),
         ("cant tell", 30),
+        ("the dog's", 30),  # a possessive is no word of its own, as EvalAI has it
     ],
 )
 def test_answers_are_normalised_and_references_are_not(tmp_path, said, expected):

@@ -57,6 +57,12 @@ def test_where_all_agree_word_for_word_nothing_is_normalised(tmp_path):
         assert report["by_answer_type"]["yes/no"] == expected
 
 
+def test_two_ways_of_saying_it_are_enough_to_normalise(tmp_path):
+    questions = read(tmp_path, None, vqa_annotations([ANSWERED[0], (2, "yes/no", "No", "yes")]))
+    report = vqav2.score(questions, {"1": "", "2": "Yes."}).summary()
+    assert report["by_answer_type"]["yes/no"] == 100.0
+
+
 def test_line_breaks_are_spaces_whether_normalised_or_not(tmp_path):
     annotations = vqa_annotations([(1, "other", "hot\tdog"), (2, "other", "x", "hot\ndog")])
     questions = read(tmp_path, None, annotations)
