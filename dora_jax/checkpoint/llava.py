@@ -107,7 +107,7 @@ def read_llava_config(path: Path) -> LlavaConfig:
             text=hf_config.config_of(text, path),
             image_token_id=given.get("image_token_index", given.get("image_token_id", 32000)),
             feature_layers=tuple(layers) if isinstance(layers, list) else (layers,),
-            class_token=_SELECTIONS[strategy],
+            first_token=_SELECTIONS[strategy],
             projector_act=given.get("projector_hidden_act", "gelu"),
             projector_bias=given.get("multimodal_projector_bias", True),
         )
@@ -205,7 +205,7 @@ def _processor_fields(config: LlavaConfig, tokenizer: Tokenizer) -> dict[str, An
         "image_token": tokenizer.token_text(config.image_token_id),
         "patch_size": config.vision.patch_size,
         "num_additional_image_tokens": int(config.vision.class_token),
-        "vision_feature_select_strategy": _STRATEGIES[config.class_token],
+        "vision_feature_select_strategy": _STRATEGIES[config.first_token],
     }
 
 
@@ -246,7 +246,7 @@ def write_llava_folder(
         "projector_hidden_act": config.projector_act,
         "multimodal_projector_bias": config.projector_bias,
         "vision_feature_layer": layers[0] if len(layers) == 1 else list(layers),
-        "vision_feature_select_strategy": _STRATEGIES[config.class_token],
+        "vision_feature_select_strategy": _STRATEGIES[config.first_token],
         "tie_word_embeddings": config.text.tie_word_embeddings,
         "text_config": text,
         "vision_config": vision_config_to_dict(config.vision),

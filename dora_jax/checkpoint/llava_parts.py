@@ -71,7 +71,7 @@ def join_parts(
             text=text,
             image_token_id=token,
             feature_layers=(feature_layer,),
-            class_token=False,
+            first_token=not tower.class_token,
         )
     except ValueError as error:
         raise DoraError(f"{vision}: {error}") from None

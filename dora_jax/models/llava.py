@@ -48,7 +48,8 @@ class LlavaConfig:
         text: of the language model.
         image_token_id: the token at whose places images stand.
         feature_layers: whose outputs the projector gets, side by side; as `VisionTower` counts.
-        class_token: whether the class token's features are among them.
+        first_token: whether the features of the tower's first token are among them. It is CLIP's
+            class token, which LLaVA leaves out; of a tower without one it is a patch.
         projector_act: between the projector's layers.
         projector_bias: whether these have biases.
 
@@ -60,7 +61,7 @@ class LlavaConfig:
     text: LlamaConfig = field(default_factory=LlamaConfig)
     image_token_id: int = 32000
     feature_layers: tuple[int, ...] = (-2,)
-    class_token: bool = False
+    first_token: bool = False
     projector_act: Literal["gelu"] = "gelu"
     projector_bias: bool = True
 
@@ -85,7 +86,7 @@ class LlavaConfig:
     @property
     def image_tokens(self) -> int:
         """The number of tokens that an image is."""
-        return self.vision.positions if self.class_token else self.vision.patches
+        return self.vision.positions - int(not self.first_token)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -161,7 +162,7 @@ class Llava(nn.Module):
         """Return what stands for each image in the text, (N, `config.image_tokens`, D)."""
         c = self.config
         found = self.vision_tower(images, c.feature_layers, pool=False).layers
-        if c.vision.class_token and not c.class_token:
+        if not c.first_token:
             found = tuple(features[:, 1:] for features in found)
         return self.multi_modal_projector(jnp.concatenate(found, axis=-1))
 

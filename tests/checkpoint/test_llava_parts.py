@@ -3,19 +3,21 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from dora_jax.checkpoint.hf import write_hf_folder
 from dora_jax.checkpoint.llava import read_llava_folder
 from dora_jax.checkpoint.llava_parts import join_parts
 from tests.checkpoint.tiny_model import CONFIG, hf_weights, our_params, tokenizer
 from tests.models import towers
+from tests.models.llavas import PATCHES
 
 
-def joined(folder, config):
+def joined(folder, config=CONFIG, tower="clip"):
     """Join a language model to a tower; return its parameters before and after."""
     before = our_params(hf_weights(config))
     write_hf_folder(folder / "model", config, before, tokenizer())
-    towers.write_folder(folder / "tower", "clip")
+    towers.write_folder(folder / "tower", tower)
     join_parts(folder / "tower", folder / "model", folder / "llava")
     found = read_llava_folder(folder / "llava")
     assert found.config.image_token_id == CONFIG.vocab_size
@@ -32,6 +34,13 @@ def test_a_head_of_its_own_gets_the_mean_of_all_other_tokens(tmp_path):
     np.testing.assert_allclose(head[:, -1], before["lm_head"]["kernel"].mean(axis=1), atol=1e-6)
     mean = before["embed_tokens"]["embedding"].mean(axis=0)
     np.testing.assert_allclose(embedding[-1], mean, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tower", "keeps"), [("clip", False), ("siglip-headless", True)])
+def test_all_patches_are_seen_and_no_class_token(tmp_path, tower, keeps):
+    _, found = joined(tmp_path, tower=tower)
+    assert found.config.first_token is keeps
+    assert found.config.image_tokens == found.config.vision.patches == PATCHES
 
 
 def test_rows_that_no_token_has_are_taken_first(tmp_path):

@@ -16,13 +16,16 @@ from dora_jax.scoring import score
 from dora_jax.spec import AdapterRules, AdapterSpec
 from tests.models.llavas import (
     IMAGE,
+    IMAGE_TOKENS,
     IMAGES,
     LLAVAS,
     NEW_TOKENS,
     OF_ROWS,
     PATCHES,
+    SELECTIONS,
     TOKENS,
     golden,
+    tokens,
     write_folder,
 )
 
@@ -48,9 +51,10 @@ def texts(model, params, prompts=PROMPTS, images=SEEN, sampling=None, **how):
     return [list(completion.token_ids) for completion in found]
 
 
-@pytest.mark.parametrize("name", LLAVAS)
+@pytest.mark.parametrize("name", LLAVAS | SELECTIONS)
 def test_greedy_text_is_that_of_transformers(read, name):
-    assert texts(*read(name)) == golden(name)["greedy"]
+    prompts = tokens(IMAGE_TOKENS[name]).tolist()
+    assert texts(*read(name), prompts) == golden(name)["greedy"]
 
 
 def test_whatever_else_is_in_the_batch(read):

@@ -17,13 +17,15 @@ from tests.models.families import FAMILIES, weight
 from tests.models.llavas import (
     GOLDEN,
     IMAGE,
+    IMAGE_TOKENS,
     IMAGES,
     LLAVAS,
     NEW_TOKENS,
     OF_ROWS,
     SEEN,
-    TOKENS,
+    SELECTIONS,
     sizes,
+    tokens,
 )
 from tests.models.towers import TOWERS
 
@@ -32,7 +34,7 @@ def peer(name: str) -> Any:
     """Return transformers' model; its weights are told by their names in files."""
     import transformers
 
-    family, tower, settings = LLAVAS[name]
+    family, tower, settings = (LLAVAS | SELECTIONS)[name]
     text, vision = sizes(name)
     config = transformers.LlavaConfig(
         text_config=getattr(transformers, f"{FAMILIES[family][0]}Config")(**text),
@@ -65,11 +67,11 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     found = {}
-    for name in LLAVAS:
+    for name in LLAVAS | SELECTIONS:
         model, config, shapes = peer(name)
         logits, greedy = [], []
         for row, count in enumerate(OF_ROWS):
-            ids = torch.from_numpy(TOKENS[row : row + 1])
+            ids = torch.from_numpy(tokens(IMAGE_TOKENS[name])[row : row + 1])
             pixels = torch.from_numpy(IMAGES[row, :count].transpose(0, 3, 1, 2).copy())
             given = {"pixel_values": pixels} if count else {}
             with torch.no_grad():

@@ -27,22 +27,31 @@ LLAVAS: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "two-layers": ("mistral", "clip", {"vision_feature_layer": [-2, 1]}),
 }
+# The same with another choice of the tower's tokens, and how many an image is then.
+SELECTIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "clip-full": ("llama", "clip", {"vision_feature_select_strategy": "full"}),
+    "siglip-default": ("llama", "siglip-headless", {}),
+}
 PATCHES = 9
+IMAGE_TOKENS = {
+    **dict.fromkeys(LLAVAS, PATCHES),
+    "clip-full": PATCHES + 1,  # the class token too
+    "siglip-default": PATCHES - 1,  # without a class token it is a patch that is left out
+}
 SEEN = (0, 12, 30)  # positions whose logits the golden file keeps
 NEW_TOKENS = 12
 
 
-def _tokens() -> np.ndarray:
-    """Two images in the first row, one in the second, none in the third."""
+def tokens(image: int = PATCHES) -> np.ndarray:
+    """Two images of so many tokens in the first row, one in the second, none in the third."""
     rng = np.random.default_rng(11)
-    tokens = rng.integers(6, families.SIZES["vocab_size"], (3, 31))
-    tokens[0, 2 : 2 + PATCHES] = IMAGE
-    tokens[0, 15 : 15 + PATCHES] = IMAGE
-    tokens[1, 20 : 20 + PATCHES] = IMAGE
-    return tokens
+    found = rng.integers(6, families.SIZES["vocab_size"], (3, 31))
+    for row, start in ((0, 2), (0, 15), (1, 20)):
+        found[row, start : start + image] = IMAGE
+    return found
 
 
-TOKENS = _tokens()
+TOKENS = tokens()
 # Rows with fewer images are filled up.
 IMAGES = np.random.default_rng(12).standard_normal((3, 2, 14, 14, 3)).astype(np.float32)
 OF_ROWS = (2, 1, 0)
@@ -68,5 +77,5 @@ def write_folder(folder: Path, name: str, rename: Any = lambda key: key) -> dict
 
 def sizes(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the settings of a model's language model and of its tower."""
-    family, tower, _ = LLAVAS[name]
+    family, tower, _ = (LLAVAS | SELECTIONS)[name]
     return families.SIZES | families.FAMILIES[family][1], towers.SIZES | towers.TOWERS[tower][1]

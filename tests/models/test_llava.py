@@ -18,17 +18,20 @@ from dora_jax.partition import trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from tests.models.llavas import (
     IMAGE,
+    IMAGE_TOKENS,
     IMAGES,
     LLAVAS,
     OF_ROWS,
     PATCHES,
     SEEN,
+    SELECTIONS,
     TOKENS,
     golden,
+    tokens,
     write_folder,
 )
 
-every_model = pytest.mark.parametrize("name", LLAVAS)
+every_model = pytest.mark.parametrize("name", LLAVAS | SELECTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,8 @@ def program(config, adapters=None):
 @every_model
 def test_logits_are_those_of_transformers(read, name):
     config, params, *_ = read(name)
-    found = program(config)({"params": params}, TOKENS, images=IMAGES)
+    assert config.image_tokens == IMAGE_TOKENS[name]
+    found = program(config)({"params": params}, tokens(config.image_tokens), images=IMAGES)
     np.testing.assert_allclose(found[:, list(SEEN)], golden(name)["logits"], atol=1e-4)
 
 
@@ -113,6 +117,11 @@ def test_what_was_read_is_written_bit_by_bit(read, name, tmp_path):
     for field in ("architectures", "model_type", "vision_feature_layer", "image_token_index"):
         assert written[field] == expected[field]
     assert written["image_seq_length"] == config.image_tokens
+    whole = json.loads((tmp_path / "out" / "processor_config.json").read_text())
+    # As transformers' processor counts an image's tokens.
+    is_default = whole["vision_feature_select_strategy"] == "default"
+    counted = PATCHES + whole["num_additional_image_tokens"] - is_default
+    assert counted == config.image_tokens
 
 
 OLD = {

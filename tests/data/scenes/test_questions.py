@@ -12,7 +12,9 @@ from scipy import stats
 pytest.importorskip("sklearn", reason="the scenes extra is not installed")
 
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Kind
+from dora_jax.data.scenes.questions import ask
 from dora_jax.data.scenes.rows import row
+from dora_jax.data.scenes.scene import Group, Object, Scene
 from dora_jax.data.scenes.wordings import WORDINGS
 from dora_jax.errors import DoraError
 from tests.data.scenes.truth import named, one, things, where
@@ -159,7 +161,11 @@ def test_difficulty_is_how_many_properties_are_named():
 def test_what_is_left_of_another_is_so_by_a_margin(rows):
     for r in rows[1]:
         (question,) = r.questions
-        if question.kind.startswith("relation-") and question.kind != "relation-extreme":
+        if question.kind == "relation-extreme":
+            across = sorted(o.x for o in r.scenes[0].objects)
+            first, second = across[:2] if read(question)[0] == "left" else across[:-3:-1]
+            assert abs(first - second) >= 0.1
+        elif question.kind.startswith("relation-"):
             x, y = (one(s, things(r.scenes[0])) for s in read(question))
             across, down = abs(x.x - y.x), abs(x.y - y.y)
             assert {
@@ -167,6 +173,15 @@ def test_what_is_left_of_another_is_so_by_a_margin(rows):
                 "relation-vertical": down >= 0.1,
                 "relation-direction": max(across, down) >= 2 * min(across, down),
             }[question.kind]
+
+
+@pytest.mark.parametrize(("across", "is_told"), [(0.09, False), (0.11, True)])
+def test_a_direction_is_told_of_objects_that_lie_apart(across, is_told):
+    circle = Object("circle", "red", "large", "filled", 0.5, 0.5)
+    square = Object("square", "blue", "large", "filled", 0.5 + across, 0.5)
+    scene = Scene((circle, square), "white", 64, Group("all"))
+    question = ask(scene, FAMILY_A, "relation-direction", np.random.default_rng(0))
+    assert (question is not None) == is_told
 
 
 def blind_scores(task, family, train, test):

@@ -5,13 +5,15 @@ from collections import Counter
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 
 pytest.importorskip("sklearn", reason="the scenes extra is not installed")
 
 from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B, Kind
-from dora_jax.data.scenes.pairs import PAIR_KINDS, pair_kinds
+from dora_jax.data.scenes.pairs import PAIR_KINDS, pair_kinds, state_pair
 from dora_jax.data.scenes.rows import row
+from dora_jax.data.scenes.scene import Group, Object, Scene
 from tests.data.scenes.truth import named, one, things
 
 KINDS = get_args(Kind)
@@ -172,6 +174,29 @@ def test_statements_about_two_pictures_are_judged_rightly(family):
         assert question.answer == ("true" if truth else "false"), question.question
         answers[question.kind, question.answer] += 1
     assert set(answers) == {(kind, a) for kind in PAIR_KINDS for a in ("true", "false")}
+
+
+@BOTH_FAMILIES
+def test_what_both_pictures_may_show_is_told_by_two_properties_or_more(family):
+    for index in range(60):
+        (question,) = row("pairs", family, "train", index).questions
+        if question.kind in ("pair-both", "pair-one"):
+            phrase = re.search(r"\ban? (.*?)(?: in both images)?[.,]", question.question)[1]
+            assert len(phrase.removesuffix(" object").split()) >= 2, phrase
+
+
+def test_numbers_that_tell_by_what_is_counted_are_not_compared():
+    """Here shapes are as many in both pictures, and colours are not."""
+
+    def scene(*colours):
+        things = zip(("circle", "square"), colours, (0.2, 0.8), strict=True)
+        objects = (Object(kind, c, "large", "filled", x, 0.5) for kind, c, x in things)
+        return Scene(tuple(objects), "white", 64, Group("all"))
+
+    left, right = scene("red", "green"), scene("blue", "yellow")
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        assert state_pair(left, right, FAMILY_A, "pair-same", rng) is None
 
 
 @BOTH_FAMILIES

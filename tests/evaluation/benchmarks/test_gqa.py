@@ -45,6 +45,11 @@ def test_exact_match(tmp_path, said, right):
     assert report["accuracy"] == pytest.approx(100 / 3 if right else 0)
 
 
+def test_references_are_compared_as_they_stand(tmp_path):
+    rows = {"1": gqa_question("Who is it?", "Batman")}
+    assert gqa.score(read(tmp_path, rows), {"1": "Batman"}).summary()["accuracy"] == 0.0
+
+
 def test_by_types(tmp_path):
     report = gqa.score(read(tmp_path), {"20": "red", "21": "yes", "22": "dog"}).summary()
     assert report["accuracy"] == pytest.approx(200 / 3)

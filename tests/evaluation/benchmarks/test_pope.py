@@ -43,6 +43,8 @@ def test_questions_are_asked_as_llava_asks_them(tmp_path):
         ("Yes. There is no dog", False),  # the first sentence alone
         ("NO", False),  # by the published rule
         ("Nothing", False),
+        ("no,thing", False),  # commas go before words are told
+        ("no\nthere", False),  # by spaces alone
         ("There is none", False),
         ("", False),
         ("maybe", False),

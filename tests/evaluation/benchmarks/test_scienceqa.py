@@ -5,7 +5,7 @@ from dora_jax.evaluation.benchmarks import scienceqa
 from tests.evaluation.benchmarks.published import problem, write
 
 PROBLEMS = {
-    "4": problem(1),
+    "4": problem(1, hint=" "),
     "5": problem(0, image="image.png", hint="Metals shine.\nMost do."),
     "6": problem(2, ("a", "b", "c"), image="choice.png", subject="language science"),
     "7": problem(),

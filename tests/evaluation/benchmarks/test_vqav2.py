@@ -88,6 +88,11 @@ def test_a_submission_holds_every_question(tmp_path):
         {"question_id": 2, "answer": "dog 's 2"},
     ]
     assert (found.missing, found.extra) == (("1",), ("3",))
+    named = read(
+        tmp_path, vqa_questions(("one", 42, "?")), vqa_annotations([("one", "other", "x")])
+    )
+    vqav2.write_submission(named, {"one": "x"}, out)
+    assert json.loads(out.read_text()) == [{"question_id": "one", "answer": "x"}]
 
 
 @pytest.mark.parametrize(
