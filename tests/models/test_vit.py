@@ -48,6 +48,13 @@ def test_features_are_those_of_transformers(read, tower):
         np.testing.assert_allclose(found.pooled, expected["pooled"], atol=1e-4)
 
 
+def test_nothing_is_pooled_that_is_not_asked_for(read):
+    config, params = read("clip")
+    found = VisionTower(config).apply({"params": params}, IMAGES, (-2,), pool=False)
+    assert found.pooled is None
+    assert found.layers[0].shape == (len(IMAGES), config.positions, config.hidden_size)
+
+
 @every_tower
 def test_a_tower_has_the_parameters_that_its_files_hold(read, tower):
     config, params = read(tower)
