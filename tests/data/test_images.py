@@ -128,6 +128,11 @@ def test_a_padded_image_stands_in_the_middle_of_the_mean_colour(height, width):
         assert np.abs(found[0, 0]).max() < 1
 
 
+def test_what_is_not_normalised_is_padded_with_black():
+    (found,) = ImageProcessor(None, None, pad=True, mean=None)([Image.new("RGB", (2, 6), "white")])
+    np.testing.assert_array_equal(found[0, :, 0], [0, 0, 1, 1, 0, 0])
+
+
 def test_the_middle_is_cut_out_or_filled_up():
     given = image(6, 9)
     cut = ImageProcessor(None, (4, 5), mean=None, rescale=None)([given])[0]
@@ -277,6 +282,13 @@ def test_what_is_not_supported_is_told_with_its_way_out(tmp_path):
     assert "ownload" not in str(error.value)
 
 
+def test_a_whole_processor_without_a_part_for_images_says_nothing_of_them(tmp_path):
+    for part, is_told in ((CLIP, True), (None, False)):
+        written = json.dumps({"processor_class": "LlavaProcessor", "image_processor": part})
+        (tmp_path / "processor_config.json").write_text(written)
+        assert ImageProcessor.is_told(tmp_path) == is_told
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -300,3 +312,10 @@ def test_files_that_are_no_images_are_named(tmp_path):
     for name in ("cut.png", "text.jpg", "none.png"):
         with pytest.raises(DoraError, match=rf"{name}: is no image that can be read"):
             open_image(tmp_path / name)
+
+
+def test_an_image_that_would_fill_the_memory_is_named(tmp_path, monkeypatch):
+    image(6, 7).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # Pillow refuses twice as many
+    with pytest.raises(BrokenImageError, match=r"large\.png: is no image that can be read"):
+        open_image(tmp_path / "large.png")

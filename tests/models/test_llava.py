@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import flax.traverse_util
 import jax
@@ -13,7 +14,7 @@ from dora_jax.adapters import init_adapters, merge_params
 from dora_jax.checkpoint.llava import read_llava_folder, write_llava_folder
 from dora_jax.data.images import ImageProcessor
 from dora_jax.errors import DoraError
-from dora_jax.models.llava import Llava, LlavaConfig
+from dora_jax.models.llava import SHARDING, Llava, LlavaConfig
 from dora_jax.partition import trainable_mask
 from dora_jax.spec import AdapterRules, AdapterSpec
 from tests.models.llavas import (
@@ -182,6 +183,16 @@ def test_rules_choose_what_of_each_part_is_tuned(read):
     assert jnp.abs(tuned - plain).max() > 1e-2
     merged = program(config)({"params": merge_params(changed, RULES)}, TOKENS, images=IMAGES)
     np.testing.assert_allclose(merged, tuned, atol=5e-5)
+
+
+def test_every_sharding_rule_matches_weights_of_a_llava(read):
+    paths = {
+        path
+        for name in ("llava-1.5", "siglip-qwen")
+        for path in flax.traverse_util.flatten_dict(read(name).params, sep="/")
+    }
+    for pattern, _ in SHARDING:
+        assert any(re.fullmatch(pattern, path) for path in paths), pattern
 
 
 def test_gradients_reach_every_part_that_is_tuned(read):

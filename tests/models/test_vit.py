@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dora_jax.adapters import init_adapters, merge_params
+from dora_jax.adapters import column_norms, init_adapters, merge_params
 from dora_jax.checkpoint.vision import read_vision_folder, write_vision_folder
 from dora_jax.errors import DoraError
 from dora_jax.models.vision_config import VisionConfig
@@ -46,6 +46,13 @@ def test_features_are_those_of_transformers(read, tower):
         assert found.pooled is None
     else:
         np.testing.assert_allclose(found.pooled, expected["pooled"], atol=1e-4)
+
+
+def test_nothing_is_pooled_that_is_not_asked_for(read):
+    config, params = read("clip")
+    found = VisionTower(config).apply({"params": params}, IMAGES, (-2,), pool=False)
+    assert found.pooled is None
+    assert found.layers[0].shape == (len(IMAGES), config.positions, config.hidden_size)
 
 
 @every_tower
@@ -129,6 +136,22 @@ def test_rules_choose_what_of_a_tower_is_tuned(read):
     assert jnp.abs(found - plain.pooled).max() > 1e-3
     merged = VisionTower(config).apply({"params": merge_params(changed, rules)}, IMAGES).pooled
     np.testing.assert_allclose(merged, found, atol=1e-5)
+
+
+def test_a_tower_takes_the_norms_that_it_is_given(read):
+    """Computed once a step: each layer's are its own."""
+    config, params = read("clip")
+    rules = AdapterRules([("fc1", AdapterSpec("dora", rank=2, alpha=4))])
+    model = VisionTower(config, rules)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES)["params"]
+    adapted = init_adapters(params, shapes, rules, jax.random.key(1))
+    norms = column_norms(adapted, rules)
+    own, given, doubled = (
+        model.apply({"params": adapted, **more}, IMAGES).pooled
+        for more in ({}, {"norms": norms}, {"norms": jax.tree.map(lambda x: 2 * x, norms)})
+    )
+    np.testing.assert_allclose(given, own, atol=1e-5)
+    assert jnp.abs(doubled - own).max() > 1e-3
 
 
 def test_every_sharding_rule_matches_weights_of_a_tower(read):
