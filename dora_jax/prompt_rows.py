@@ -114,7 +114,7 @@ def find_images(rows: Sequence[Row], folder: Path, first: int) -> list[list[Imag
     Raises:
         DoraError: for an image that cannot be read, with its line.
     """
-    found = []
+    found: list[list[ImageFile]] = []
     seen: set[Path] = set()
     for number, row in enumerate(rows):
         found.append([])

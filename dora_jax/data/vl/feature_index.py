@@ -44,7 +44,8 @@ def read_index(path: Path, way_out: str) -> FeatureIndex:
             those of another, from the first on.
     """
     given = read_json_object(path, way_out)
-    made_by, places, size, sha256 = map(given.get, ("made_by", "places", "size", "sha256"))
+    fields: list[Any] = [given.get(name) for name in ("made_by", "places", "size", "sha256")]
+    made_by, places, size, sha256 = fields
     dtype = made_by.get("dtype") if isinstance(made_by, dict) else None
     for name, found, holds, what in (
         ("made_by", made_by, isinstance(made_by, dict), "an object"),
