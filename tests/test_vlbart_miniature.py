@@ -32,7 +32,8 @@ TOY = {
     "layers": 1,
     "vocabulary": 300,
     "learn_rows": 6,
-    "learn_steps": 2,
+    "text_rows": 2,
+    "learn_steps": 4,
     "tune_rows": 6,
     "tune_steps": 2,
     "search_steps": 0,
@@ -121,7 +122,7 @@ def test_features_of_all_that_rows_name_are_kept(made, monkeypatch):
     cached = miniature.make_features(sizes)
     cached.verify()
     parts = [records(sizes, place, part) for part in ("A/train", "A/test", "B/train", "B/test")]
-    named = [{name for row in rows for name in row["images"]} for rows in parts]
+    named = [{name for row in rows for name in row.get("images", ())} for rows in parts]
     assert set(cached.names) == set.union(*named)
     assert sum(map(len, named)) == len(cached.names)  # no picture is in two parts
     if sizes.subject == "images":

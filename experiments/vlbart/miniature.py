@@ -3,11 +3,11 @@
     python -m experiments.vlbart.miniature images          CPU settings, under 30 minutes a run
     python -m experiments.vlbart.miniature video --sizes gpu
 
-1. Rows of four tasks (`scene_rows.py`) about scenes of families A and B, and NLVR's where its
-   folder is given.
+1. Rows of four tasks (`scene_rows.py`) about scenes of families A and B, NLVR's where its folder
+   is given, and texts alone (`text_rows.py`).
 2. The tower of the LLaVA miniature, trained from scratch on family A: taken if it is there.
 3. Its features of all pictures, or of all clips' frames, made once and kept.
-4. A VL-BART of random weights is trained in full on family A, all tasks at once.
+4. A VL-BART of random weights is trained in full on family A and on texts, all at once.
 5. `dora-jax compare` of full fine-tuning, LoRA, DoRA, and LoRA with text or images alone, on
    family B, whose shapes, colours, styles, questions and words differ.
 
@@ -67,12 +67,14 @@ from experiments.vlbart.scene_rows import (
     write_nlvr,
     write_scene_rows,
 )
+from experiments.vlbart.text_rows import GAP, texts_of, write_texts
+from experiments.vlbart.text_rows import TASK as TEXT
 
 # Of the sizes, those that the rows depend on.
-_ROWS_FIELDS = ("learn_rows", "tune_rows", "test_rows", "test_captions")
+_ROWS_FIELDS = ("learn_rows", "text_rows", "tune_rows", "test_rows", "test_captions")
 # Those that the start depends on beside its rows and the tower.
 _START_FIELDS = ("width", "layers", "vocabulary", "image_tokens")
-SPECIAL = ("<s>", "<pad>", "</s>")
+SPECIAL = ("<s>", "<pad>", "</s>", GAP)
 STEPS = ("data", "tower", "features", "base", "compared")
 # Of a clip, as many as family B's have.
 FRAMES = FAMILY_B.frames
@@ -92,6 +94,7 @@ class Sizes:
         vocabulary: tokens that texts are made of, without the places in an image.
         image_tokens: that an image becomes, or a clip: one a frame.
         learn_rows: of each task, of family A.
+        text_rows: of each task and of both families, texts alone, for the base.
         learn_steps: of 64 rows, that the base is trained for.
         tune_rows: of each task, of family B.
         tune_steps: of 32 rows.
@@ -108,9 +111,10 @@ class Sizes:
     tower: llava.Sizes = llava.CPU
     width: int = 192
     layers: int = 3
-    vocabulary: int = 400
+    vocabulary: int = 500
     image_tokens: int = 16
     learn_rows: int = 10_000
+    text_rows: int = 1000
     learn_steps: int = 3000
     tune_rows: int = 2000
     tune_steps: int = 800
@@ -143,8 +147,9 @@ _GPU: dict[str, Any] = {
     "tower": llava.GPU,
     "width": 384,
     "layers": 6,
-    "vocabulary": 500,
+    "vocabulary": 600,
     "learn_rows": 50_000,
+    "text_rows": 5000,
     "learn_steps": 30_000,
     "tune_rows": 10_000,
     "tune_steps": 4000,
@@ -168,8 +173,13 @@ def write_data(sizes: Sizes, out: Path, nlvr: Path | None) -> None:
             tested = sizes.test_captions if task in CAPTION_TASKS else sizes.test_rows
             count = trained[name] if split == "train" else tested
             write_scene_rows(out / name / split / f"{task}.jsonl", task, family, split, count)
+    said: list[str] = []
     if nlvr is not None:
-        write_nlvr(nlvr, out, sizes.tune_rows, sizes.test_rows)
+        said = write_nlvr(nlvr, out, sizes.tune_rows, sizes.test_rows)
+    # Of rows that nothing else is made of.
+    first = max(sizes.learn_rows, sizes.tune_rows)
+    texts = texts_of(sizes.subject, first, sizes.text_rows)
+    write_texts(out / "A" / "train" / f"{TEXT}.jsonl", itertools.chain(texts, said))
 
 
 def _records(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
@@ -186,7 +196,7 @@ def make_features(sizes: Sizes) -> CachedFeatures:
     config, params = read_vision_folder(folder)
     maker = TowerFeatures(VisionTower(config), params, read_processor(folder, config), LAYER)
     files = sorted(rows.glob("[AB]/*/*.jsonl"))
-    names = dict.fromkeys(name for record in _records(files) for name in record["images"])
+    names = dict.fromkeys(name for record in _records(files) for name in record.get("images", ()))
 
     is_clips = sizes.subject == "video"
 
@@ -205,7 +215,7 @@ def make_features(sizes: Sizes) -> CachedFeatures:
 
 
 def learnt_tokenizer(sizes: Sizes) -> Tokenizer:
-    """Return byte pairs of what is asked and answered about family A, with BART's frame."""
+    """Return byte pairs of all that the base reads, with BART's frame."""
     texts = (
         text
         for record in _records(sorted((sizes.folder / "rows" / "A" / "train").glob("*")))
@@ -225,7 +235,7 @@ def learnt_tokenizer(sizes: Sizes) -> Tokenizer:
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=ends
     )
-    named = dict(zip(("bos_token", "pad_token", "eos_token"), SPECIAL, strict=True))
+    named = dict(zip(("bos_token", "pad_token", "eos_token", "mask_token"), SPECIAL, strict=True))
     return Tokenizer(backend, named, sizes.folder)
 
 

@@ -117,7 +117,7 @@ def pictures(name: str) -> list[Picture]:
     return list(render_all(scenes))
 
 
-def write_nlvr(folder: Path, out: Path, train_rows: int, test_rows: int) -> None:
+def write_nlvr(folder: Path, out: Path, train_rows: int, test_rows: int) -> list[str]:
     """Write rows of people's statements about three pictures, a task of its own, beside family B's.
 
     Args:
@@ -125,6 +125,9 @@ def write_nlvr(folder: Path, out: Path, train_rows: int, test_rows: int) -> None
         out: the folder of rows; gets the pictures too, in `train` and `dev`, which name them.
         train_rows: how many at most.
         test_rows: how many at most; none whose statement or boxes are trained on (`unseen`).
+
+    Returns:
+        The statements that are trained on, each once.
 
     Raises:
         DoraError: for a row or a picture that cannot be read, by file and line.
@@ -137,12 +140,18 @@ def write_nlvr(folder: Path, out: Path, train_rows: int, test_rows: int) -> None
     ):
         lines = (_nlvr_line(part, number, row) for number, row in enumerate(told))
         write_text(out / "B" / split / f"{NLVR_REAL}.jsonl", "".join(lines))
+    return list(dict.fromkeys(map(_statement, learnt[:train_rows])))
+
+
+def _statement(told: dict[str, Any]) -> str:
+    statement: str = told["question"].removesuffix(f"\n{INSTRUCTION}")
+    return statement
 
 
 def _nlvr_line(folder: str, number: int, told: dict[str, Any]) -> str:
     names = tuple(f"{folder}/{image}" for image in told["images"])
-    statement = told["question"].removesuffix(f"\n{INSTRUCTION}")
-    given = VLRow("nlvr", f"{folder}-{number}", statement, (told["answer"],), visuals=names)
+    answer = (told["answer"],)
+    given = VLRow("nlvr", f"{folder}-{number}", _statement(told), answer, visuals=names)
     return json.dumps(record(given) | {"task": NLVR_REAL}) + "\n"
 
 
