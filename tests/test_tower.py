@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from dora_jax.checkpoint.llava import read_processor
 from dora_jax.checkpoint.vision import read_vision_folder
 from dora_jax.data.images import as_image
-from dora_jax.data.scenes.families import FAMILY_A
+from dora_jax.data.scenes.families import FAMILY_A, FAMILY_B
 from dora_jax.data.scenes.palette import COLOURS
 from dora_jax.data.scenes.sample import sample_scene
 from dora_jax.data.scenes.scene import DIGIT, Group, Object, Scene
 from dora_jax.errors import DoraError
 from dora_jax.models.vision_config import VisionConfig
 from dora_jax.models.vit import VisionTower
-from experiments.llava import tower
+from experiments.llava import probe, tower
 
 CONFIG = VisionConfig(
     hidden_size=32,
@@ -139,3 +139,34 @@ def test_it_learns_to_see(tmp_path):
     np.testing.assert_allclose(made[0], picture / 127.5 - 1, atol=1e-6)
     seen = VisionTower(config).apply({"params": params}, jnp.asarray(made), (tower.LAYER,))
     assert np.isfinite(seen.layers[0]).all()
+
+
+def test_a_probe_tells_what_features_hold_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(probe, "STEPS", 200)
+    rng = np.random.default_rng(0)
+    label, other = rng.integers(0, 3, (2, 900))
+    features = rng.normal(size=(900, 8)).astype(np.float32)
+    features[:, :3] += 6 * np.eye(3, dtype=np.float32)[label]
+
+    def told(of):
+        return probe.linear((features[:600], of[:600]), (features[600:], of[600:]), 3)
+
+    assert told(label) > 0.95
+    assert 0.2 < told(other) < 0.5
+
+
+def test_a_probe_s_labels_are_those_of_the_family():
+    star = Object("star", "pink", "small", "striped", 0.1, 0.9)
+    digit = Object(DIGIT, "red", "large", "written", 0.9, 0.1, digit=4, instance=0)
+    found = probe.labels_of([Scene((star, digit), "white", 64, Group("all"))], 2, FAMILY_B)
+    names = probe.names_of(FAMILY_B)
+    told = {
+        name: [names[name][n] if n >= 0 else None for n in label] for name, label in found.items()
+    }
+    assert told == {
+        "kind": [None, DIGIT, "star", None],
+        "colour": [None, "red", "pink", None],
+        "size": [None, "large", "small", None],
+        "style": [None, None, "striped", None],
+        "digit": [None, 4, None, None],
+    }

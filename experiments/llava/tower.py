@@ -240,6 +240,23 @@ def batch_rows(step: int, scenes: int) -> Int[np.ndarray, " b"]:
     return np.array([orders[place // scenes][place % scenes] for place in places.tolist()])
 
 
+def patches_seen(
+    config: VisionConfig, params: Any, pictures: UInt8[np.ndarray, "b h w c"]
+) -> Float[np.ndarray, "n d"]:
+    """Return the features of all patches of pictures, one picture's after the other's."""
+
+    @jax.jit
+    def look(pixels: Array) -> Array:
+        found: Any = VisionTower(config).apply(
+            {"params": params}, inputs(pixels), (LAYER,), pool=False
+        )
+        features: Array = found.layers[0][:, int(config.class_token) :]
+        return features
+
+    parts = [np.asarray(look(pictures[at : at + 100])) for at in range(0, len(pictures), 100)]
+    return np.concatenate(parts).reshape(-1, config.hidden_size)
+
+
 def seen(model: Labeller, params: Any) -> dict[str, float]:
     """Return the share of right labels on test scenes: patches for `nothing`, else objects."""
     config = model.config

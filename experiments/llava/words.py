@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import safetensors.numpy
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from dora_jax.checkpoint.pretrained import load_pretrained
 from dora_jax.checkpoint.vision import read_vision_folder
@@ -24,9 +24,7 @@ from dora_jax.data.scenes.families import FAMILY_A
 from dora_jax.data.scenes.scene import SIZES
 from dora_jax.data.tokenizer import Tokenizer
 from dora_jax.models.llava import LlavaConfig, Projector
-from dora_jax.models.vision_config import VisionConfig
-from dora_jax.models.vit import VisionTower
-from experiments.llava.tower import KINDS, LAYER, Labels, inputs, pictures_of
+from experiments.llava.tower import KINDS, Labels, patches_seen, pictures_of
 
 SCENES, STEPS, BATCH, RATE = 4000, 1500, 64, 1e-3
 NOTHING = " empty"
@@ -75,7 +73,7 @@ def write_word_projector(tower: Path, language: str, out: Path) -> None:
     pictures, labels = pictures_of("train", SCENES, side)
     embedding = np.asarray(base.params["embed_tokens"]["embedding"], np.float32)
     wanted = embedded(words_of(labels), base.tokenizer, embedding)
-    features = _features(vision, tower_params, pictures)
+    features = patches_seen(vision, tower_params, pictures)
     # As large as one another, whatever the language model's embeddings are: loss 1 knows nothing.
     spread = float(wanted.var())
     projector = Projector(config, {"dtype": jnp.float32, "param_dtype": jnp.float32})
@@ -108,19 +106,3 @@ def write_projector(own: Mapping[str, Mapping[str, Any]], out: Path) -> None:
         tensors[f"{prefix}.weight"] = np.ascontiguousarray(np.asarray(arrays["kernel"]).T)
         tensors[f"{prefix}.bias"] = np.asarray(arrays["bias"])
     safetensors.numpy.save_file(tensors, out)
-
-
-def _features(
-    config: VisionConfig, params: Any, pictures: UInt8[np.ndarray, "b h w c"]
-) -> Float[np.ndarray, "n d"]:
-    """Return what the tower makes of all patches of pictures, one after the other."""
-
-    @jax.jit
-    def look(pixels: jax.Array) -> jax.Array:
-        tower = VisionTower(config)
-        seen: Any = tower.apply({"params": params}, inputs(pixels), (LAYER,), pool=False)
-        features: jax.Array = seen.layers[0][:, int(config.class_token) :]
-        return features
-
-    parts = [np.asarray(look(pictures[at : at + 100])) for at in range(0, len(pictures), 100)]
-    return np.concatenate(parts).reshape(-1, config.hidden_size)
