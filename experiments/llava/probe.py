@@ -26,7 +26,7 @@ from dora_jax.data.scenes.render import render_all
 from dora_jax.data.scenes.sample import sample_scene
 from dora_jax.data.scenes.scene import DIGIT, SIZES, Scene, Split
 from dora_jax.models.vision_config import VisionConfig
-from experiments.llava.tower import patch_of, patches_seen
+from experiments.llava.tower import objects_in, patches_seen
 
 SCENES: dict[Split, int] = {"train": 6000, "test": 1000}
 STEPS, BATCH, RATE = 1200, 512, 3e-3
@@ -48,8 +48,7 @@ def labels_of(scenes: Sequence[Scene], side: int, family: Family) -> dict[str, n
     names = names_of(family)
     found = {name: np.full((len(scenes), side * side), -1) for name in names}
     for number, scene in enumerate(scenes):
-        for thing in sorted(scene.objects, key=lambda o: o.radius):
-            row, column = patch_of(thing, side)
+        for row, column, thing in objects_in(scene, side):
             for name, known in names.items():
                 value = getattr(thing, name)
                 place = known.index(value) if value in known else -1

@@ -10,7 +10,7 @@ Only the tower is kept. What it sees of test scenes is written beside it (`sees.
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,9 +65,13 @@ class Labels(NamedTuple):
     place: Float[np.ndarray, "*b p 2"]
 
 
-def patch_of(thing: Object, side: int) -> tuple[int, int]:
-    """Return (row, column) of the patch that an object's middle is in, of `side` squared."""
-    return min(int(thing.y * side), side - 1), min(int(thing.x * side), side - 1)
+def objects_in(scene: Scene, side: int) -> Iterator[tuple[int, int, Object]]:
+    """Yield (row, column) of the patch that each object's middle is in, of `side` squared.
+
+    Larger ones come later: of two in one patch they are what is said of it.
+    """
+    for thing in sorted(scene.objects, key=lambda o: o.radius):
+        yield min(int(thing.y * side), side - 1), min(int(thing.x * side), side - 1), thing
 
 
 def labels_of(scenes: Sequence[Scene], side: int) -> Labels:
@@ -76,8 +80,7 @@ def labels_of(scenes: Sequence[Scene], side: int) -> Labels:
     kind, place = np.zeros(shape, np.int32), np.zeros((*shape, 2), np.float32)
     colour, size, digit = (np.full(shape, -1, np.int32) for _ in range(3))
     for number, scene in enumerate(scenes):
-        for thing in sorted(scene.objects, key=lambda o: o.radius):
-            row, column = patch_of(thing, side)
+        for row, column, thing in objects_in(scene, side):
             at = (number, row * side + column)
             kind[at] = KINDS.index(thing.kind)
             colour[at] = FAMILY_A.colours.index(thing.colour)
@@ -233,11 +236,12 @@ def train_tower(config: VisionConfig, scenes: int, steps: int, runs: Path, out: 
 def batch_rows(step: int, scenes: int) -> Int[np.ndarray, " b"]:
     """Return which scenes a step sees: every epoch in an order of its own."""
     places = np.arange(step * BATCH, (step + 1) * BATCH)
-    orders = {
-        int(epoch): np.random.default_rng(epoch).permutation(scenes)
-        for epoch in np.unique(places // scenes)
-    }
-    return np.array([orders[place // scenes][place % scenes] for place in places.tolist()])
+    return np.array([_order(n // scenes, scenes)[n % scenes] for n in places.tolist()])
+
+
+@functools.lru_cache(maxsize=2)  # a batch may lie between two epochs
+def _order(epoch: int, scenes: int) -> Int[np.ndarray, " n"]:
+    return np.random.default_rng(epoch).permutation(scenes)
 
 
 def patches_seen(
